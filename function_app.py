@@ -1,0 +1,23 @@
+"""The triggers of Tidemark: one timer for each sync of the catalogue."""
+
+import azure.functions as func
+
+from shared.syncs import CATALOGUE, Sync
+
+app = func.FunctionApp()
+
+
+def register(sync: Sync) -> None:
+    """Give a sync its timer. The schedule is the app setting <SYNC>_SCHEDULE."""
+
+    @app.function_name(sync.name)
+    @app.timer_trigger(arg_name="timer", schedule=f"%{sync.schedule_setting}%")
+    def handler(timer: func.TimerRequest) -> None:
+        # imported here, because every cold start pays for what is imported above
+        from shared import passes
+
+        passes.run(sync)
+
+
+for each in CATALOGUE:
+    register(each)

@@ -1,0 +1,1 @@
+"""Stand-ins for development and tests: none of this ships."""

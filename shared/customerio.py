@@ -1,0 +1,276 @@
+"""The client of Customer.io's Track API v2: batches go out, and each operation's fate comes back.
+
+Facts (Customer.io's Track API documentation): HTTP Basic with site id and API key; `POST /api/v2/batch` takes less than
+500 kB; 200 accepts all, 207 lists what failed for good by `batch_index`, 400 refuses the request as a whole.
+2xx means accepted, not yet applied.
+"""
+
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import httpx
+from pyrate_limiter import Duration, Limiter, Rate
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception_type,
+    sleep_using_event,
+    stop_after_attempt,
+    wait_exponential_jitter,
+)
+
+from shared.errors import ConfigurationFault, CredentialFault, DeliveryUnavailable, TidemarkError
+from shared.settings import Settings
+
+TRACK_URLS = {"us": "https://track.customer.io", "eu": "https://track-eu.customer.io"}
+
+BATCH_BYTES = 475_000
+"""The most bytes of a request's body. The limit is 500 kB; this margin is the one that the vendor's own client keeps."""
+
+_LONGEST_PAUSE = 30.0  # seconds
+_TIMEOUT = httpx.Timeout(30.0, connect=10.0)
+_HEAD, _TAIL = b'{"batch":[', b"]}"
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """Why Customer.io will never take an operation. `reason` quotes no value."""
+
+    reason: str
+    field: str | None = None
+
+
+class Unknown:
+    """The fate of an operation of which nobody knows whether it arrived: it is not accounted, and goes again."""
+
+
+UNKNOWN = Unknown()
+
+Fate = Rejection | Unknown | None
+"""None: accepted."""
+
+Group = tuple[bytes, ...]
+"""Operations, as JSON, that must go in one batch and in this order."""
+
+
+class _TryAgain(Exception):
+    """No answer, or one that may be another next time. `after` is what Retry-After asked for, in seconds."""
+
+    def __init__(self, message: str, after: float | None = None) -> None:
+        super().__init__(message)
+        self.after = after
+
+
+class CustomerIo:
+    """Sends batches to one workspace, several at once, at most so many requests a second.
+
+    `requests` counts every HTTP request; each is tried up to `attempts` times, which takes about a minute by default. A context manager; its methods may be called from one thread at a time.
+    """
+
+    def __init__(self, settings: Settings, attempts: int = 8) -> None:
+        self._attempts = attempts
+        self._region = settings.customerio_region
+        self._http = httpx.Client(
+            base_url=settings.customerio_track_url or TRACK_URLS[self._region],
+            auth=(settings.customerio_site_id, settings.customerio_api_key.get_secret_value()),
+            timeout=_TIMEOUT,
+            limits=httpx.Limits(max_connections=settings.customerio_batches_in_flight),
+            headers={"Content-Type": "application/json", "User-Agent": "tidemark"},
+        )
+        self._limiter = Limiter(Rate(settings.customerio_requests_per_second, Duration.SECOND))
+        self._pool = ThreadPoolExecutor(settings.customerio_batches_in_flight, "customerio")
+        self._failure: TidemarkError | None = None
+        self._given_up = threading.Event()  # also wakes the batches that pause before another try
+        self._count = threading.Lock()
+        self.requests = 0
+
+    def __enter__(self) -> "CustomerIo":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._give_up(DeliveryUnavailable("The pass has ended."))
+        self._pool.shutdown(cancel_futures=True)
+        self._http.close()
+
+    def workspace(self) -> str:
+        """The id of the workspace that the credentials belong to.
+
+        Raises CredentialFault, DeliveryUnavailable, or ConfigurationFault where the account lives in another region.
+        """
+        try:
+            answer = self._retrying("GET", "/api/v1/accounts/region", None)
+        except _TryAgain as error:
+            raise DeliveryUnavailable(str(error)) from None
+        about = answer.json() if answer.status_code == 200 else {}
+        if "environment_id" not in about:
+            raise ConfigurationFault(
+                f"Customer.io answers {answer.status_code} when asked for the account's region, and no environment_id."
+                " Check CUSTOMERIO_REGION and CUSTOMERIO_TRACK_URL."
+            )
+        if about.get("region", self._region) != self._region:
+            raise ConfigurationFault(
+                f"CUSTOMERIO_REGION is {self._region}, but the account of CUSTOMERIO_SITE_ID lives in {about['region']}."
+            )
+        return str(about["environment_id"])
+
+    def send(self, groups: Sequence[Group]) -> "Sending":
+        """Start to send operations, in batches; wait for their fates when they are needed."""
+        return Sending(
+            self,
+            [(batch, self._pool.submit(copy_context().run, self._deliver, batch)) for batch in _batches(groups)],
+        )
+
+    @property
+    def failure(self) -> TidemarkError | None:
+        """What made the client stop sending, if anything did."""
+        return self._failure
+
+    def _give_up(self, failure: TidemarkError) -> None:
+        self._failure = self._failure or failure
+        self._given_up.set()
+
+    def _deliver(self, groups: Sequence[Group]) -> list[tuple[Fate, ...]]:
+        """Send one batch; where Customer.io does not say which operation is at fault, halve it until it does."""
+        unknown: list[tuple[Fate, ...]] = [(UNKNOWN,) * len(group) for group in groups]
+        if self._failure:
+            return unknown
+        try:
+            answer = self._retrying("POST", "/api/v2/batch", _HEAD + b",".join(_flat(groups)) + _TAIL)
+        except _TryAgain as error:
+            self._give_up(DeliveryUnavailable(str(error)))
+            return unknown
+        except TidemarkError as error:
+            self._give_up(error)
+            return unknown
+        operations = sum(map(len, groups))
+        if answer.status_code == 200:
+            return [(None,) * len(group) for group in groups]
+        errors = _errors(answer)
+        indexes = [error.get("batch_index") for error in errors]
+        if answer.status_code == 207 and all(isinstance(i, int) and 0 <= i < operations for i in indexes):
+            rejections = {error["batch_index"]: _rejection(error) for error in reversed(errors)}
+            fates = iter([rejections.get(index) for index in range(operations)])
+            return [tuple(next(fates) for _ in group) for group in groups]
+        if operations == 1:
+            return [(_rejection(errors[0]) if errors else Rejection(f"refused with {answer.status_code}"),)]
+        if len(groups) == 1:
+            return [tuple(fate for part in groups[0] for fate in self._deliver([(part,)])[0])]
+        middle = len(groups) // 2
+        return self._deliver(groups[:middle]) + self._deliver(groups[middle:])
+
+    def _retrying(self, method: str, path: str, body: bytes | None) -> httpx.Response:
+        """The answer to a request: 200, 207, 400 or 413. Raises _TryAgain when patience ends, or a StopRun."""
+        return Retrying(
+            retry=retry_if_exception_type(_TryAgain),
+            wait=_pause,
+            stop=stop_after_attempt(self._attempts),
+            sleep=sleep_using_event(self._given_up),
+            reraise=True,
+        )(self._request, method, path, body)
+
+    def _request(self, method: str, path: str, body: bytes | None) -> httpx.Response:
+        if self._failure:
+            raise _TryAgain("Customer.io was given up by another batch of this pass.")
+        self._limiter.try_acquire("track")
+        with self._count:
+            self.requests += 1
+        try:
+            answer = self._http.request(method, path, content=body)
+        except httpx.TransportError as error:
+            raise _TryAgain(
+                f"Customer.io at {self._http.base_url} gives no answer ({type(error).__name__})."
+                " Nothing is lost: the next pass goes on from the mark."
+            ) from None
+        status = answer.status_code
+        if status in (200, 207, 400, 413):
+            return answer
+        if status in (401, 403):
+            raise CredentialFault(
+                f"Customer.io refuses the credentials ({status}). Correct CUSTOMERIO_SITE_ID and CUSTOMERIO_API_KEY (the"
+                " Track API key), and check that CUSTOMERIO_REGION is the account's."
+            )
+        if status == 429 or status >= 500:
+            raise _TryAgain(
+                f"Customer.io keeps answering {status}. Nothing is lost: the next pass goes on from the mark.",
+                _retry_after(answer),
+            )
+        raise ConfigurationFault(
+            f"Customer.io answers {status} to {path}, which it never should."
+            " Check CUSTOMERIO_REGION and CUSTOMERIO_TRACK_URL."
+        )
+
+
+class Sending:
+    """Batches on their way."""
+
+    def __init__(
+        self, client: CustomerIo, batches: list[tuple[Sequence[Group], "Future[list[tuple[Fate, ...]]]"]]
+    ) -> None:
+        self._client = client
+        self._batches = batches
+
+    def wait(self) -> list[tuple[Fate, ...]]:
+        """The fates of each group's operations, in the order given. What failed is UNKNOWN; see CustomerIo.failure."""
+        return [fates for _, sent in self._batches for fates in sent.result()]
+
+
+def _batches(groups: Sequence[Group]) -> Iterator[list[Group]]:
+    """Cut groups into batches whose bodies stay below BATCH_BYTES."""
+    batch: list[Group] = []
+    size = 0
+    for group in groups:
+        length = sum(map(len, group)) + len(group)  # with a comma each
+        if batch and size + length > BATCH_BYTES - len(_HEAD) - len(_TAIL):
+            yield batch
+            batch, size = [], 0
+        batch.append(group)
+        size += length
+    if batch:
+        yield batch
+
+
+def _flat(groups: Sequence[Group]) -> Iterator[bytes]:
+    return (operation for group in groups for operation in group)
+
+
+def _errors(answer: httpx.Response) -> list[dict[str, Any]]:
+    try:
+        errors = answer.json()["errors"]
+    except (ValueError, KeyError, TypeError):
+        return []
+    return [error for error in errors if isinstance(error, dict)] if isinstance(errors, list) else []
+
+
+def _rejection(error: dict[str, Any]) -> Rejection:
+    # the message is left out: it may quote the value
+    return Rejection(str(error.get("reason") or "rejected")[:100], str(error.get("field") or "")[:200] or None)
+
+
+_backoff = wait_exponential_jitter(multiplier=0.5, max=_LONGEST_PAUSE, jitter=0.5)
+
+
+def _pause(state: RetryCallState) -> float:
+    """What Retry-After asks for, else exponential back-off with jitter."""
+    error = state.outcome.exception() if state.outcome else None
+    if isinstance(error, _TryAgain) and error.after is not None:
+        return error.after
+    return _backoff(state)
+
+
+def _retry_after(answer: httpx.Response) -> float | None:
+    """Seconds from a Retry-After header, which holds seconds or a date (RFC 9110); at most two minutes."""
+    value = answer.headers.get("Retry-After", "")
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            seconds = (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
+        except (ValueError, TypeError):
+            return None
+    return min(max(seconds, 0.0), 120.0)

@@ -1,0 +1,285 @@
+"""Rows become Customer.io operations, and a row that cannot becomes a dead letter. Pure: no I/O, no clock.
+
+A page is checked column by column, so that a good row costs a few C loops and not a chain of questions; only where a
+column holds something bad are its values looked at one by one.
+
+Limits (Customer.io's Track API documentation): id 150 bytes, attribute name 150, value 1,000, event name 100, 300
+attributes an identify, 32 kB an operation.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence, Set
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import orjson
+from ulid import ULID
+
+from shared.errors import ViewFault
+from shared.settings import Settings
+from shared.source import Field, Form, Page, View
+from shared.syncs import Kind
+
+ID_BYTES = 150
+NAME_BYTES = 150
+VALUE_BYTES = 1000
+EVENT_NAME_BYTES = 100
+ATTRIBUTES = 300
+OPERATION_BYTES = 32_000
+
+CAN_TRIGGER_SECONDS = 72 * 3600
+"""An event older than this starts no campaign at Customer.io."""
+
+SECONDS_PER_DAY = 86_400
+_LAST_SECOND = 253_402_300_799  # of the year 9999
+_EXACT_IN_JAVASCRIPT = 2**53
+_PERSON = "person."
+_RESERVED_ATTRIBUTES = frozenset({"id", "cio_id", "anonymous_id"})
+_RESERVED_PROPERTIES = frozenset({"recipient", "from_address", "reply_to"})
+
+Values = Sequence[Any]
+"""One column of a page: ints, floats, bools, texts and None."""
+
+Bad = dict[int, tuple[str | None, str]]
+"""The rows of a page that cannot be sent: row number to the column and the reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """What one row becomes: an identify, or an event with the identify that must stand right before it, as JSON.
+
+    `row` is its number in the page. `digest` (16 bytes) names an event in the ledger under `day` (days since 1970).
+    """
+
+    row: int
+    payloads: tuple[bytes, ...]
+    digest: bytes = b""
+    day: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Mapped:
+    """A page's outcome: each row is an operation, or bad, or has vanished from its view since its change was noted."""
+
+    operations: list[Operation]
+    bad: Bad
+    vanished: int
+
+
+def event_digest(sync: str, event_id: str) -> bytes:
+    """The 16 bytes that name an event in the ledger. The first 10 are the random part of its ULID."""
+    return hashlib.blake2b(f"{sync}\0{event_id}".encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def event_ulid(digest: bytes, event_time: int) -> str:
+    """The ULID of an event at `event_time` (unix seconds): whoever sends the event, and however often, sends the same."""
+    return str(ULID((event_time * 1000).to_bytes(6, "big") + digest[:10]))
+
+
+class Mapper:
+    """Maps the pages of one view. Raises ViewFault where a column's name is not the view's to use."""
+
+    def __init__(self, view: View, settings: Settings) -> None:
+        self._view = view
+        self._wall_clock = None if settings.sql_time_zone == "UTC" else _WallClock(ZoneInfo(settings.sql_time_zone))
+        # a row starts with cursor and key
+        self._columns = {field.name.lower(): (index, field) for index, field in enumerate(view.fields, start=2)}
+        event = view.sync.kind is Kind.EVENT
+        own = {"customer_id", "event_name", "event_time"} if event else {"customer_id"}
+        rest = [(index, field) for name, (index, field) in self._columns.items() if name not in own]
+        person = [(i, f) for i, f in rest if event and f.name.lower().startswith(_PERSON)]
+        values = [(i, f) for i, f in rest if (i, f) not in person]
+        self._values = tuple((index, field, field.name) for index, field in values)
+        self._person = tuple((index, field, field.name[len(_PERSON) :]) for index, field in person)
+        for _, field, name in self._person if event else self._values:
+            lower = name.lower()
+            if not name or lower in _RESERVED_ATTRIBUTES or lower.startswith(("_", "cio_")) or "." in name:
+                self._refuse(
+                    field, "Customer.io reserves this name on a person (id, cio_id, anonymous_id, _..., cio_..., a dot)"
+                )
+        for _, field, name in self._values if event else ():
+            if name.lower() in _RESERVED_PROPERTIES:
+                self._refuse(field, "on an event it would overwrite the header of every message")
+
+    def _refuse(self, field: Field, why: str) -> None:
+        raise ViewFault(f"Column {field.name} of {self._view.name} cannot be sent: {why}. Rename it in the view.")
+
+    def map(self, page: Page) -> Mapped:
+        """Turn the rows of a page into operations, in their order."""
+        columns = list(zip(*page.rows, strict=True))
+        bad: Bad = {}
+        if self._view.sync.kind is Kind.EVENT:
+            return Mapped(self._events(columns, page.read_at, bad), bad, 0)
+        return self._profiles(columns, page.read_at, bad)
+
+    def _profiles(self, columns: Sequence[Values], read_at: int, bad: Bad) -> Mapped:
+        changed, ids = columns[1], columns[self._columns["customer_id"][0]]
+        # a change whose person is no longer in the view; the walk by key has no such rows
+        vanished = {row for row, value in enumerate(ids) if value is None and changed[row] is not None}
+        ids = self._texts("customer_id", ids, ID_BYTES, bad, vanished)
+        counts = Counter(ids)
+        if len(counts) < len(ids):
+            for row, value in enumerate(ids):
+                if counts[value] > 1 and row not in vanished:
+                    bad.setdefault(row, ("customer_id", "the view holds this customer_id more than once"))
+        names = [name for *_, name in self._values]
+        operations = []
+        for row, values in enumerate(_rows(self._checked(self._values, columns, bad), len(ids))):
+            if row in bad or row in vanished:
+                continue
+            if payloads := _encode(row, [_identify(ids[row], read_at, _present(names, values))], bad):
+                operations.append(Operation(row, payloads))
+        return Mapped(operations, bad, len(vanished))
+
+    def _events(self, columns: Sequence[Values], read_at: int, bad: Bad) -> list[Operation]:
+        def column(name: str) -> Values:
+            return columns[self._columns[name][0]]
+
+        ids = self._texts("customer_id", column("customer_id"), ID_BYTES, bad)
+        event_ids = self._texts("event_id", column("event_id"), VALUE_BYTES, bad)
+        event_names = self._texts("event_name", column("event_name"), EVENT_NAME_BYTES, bad)
+        times = self._times(column("event_time"), bad)
+        names = [name for *_, name in self._values]
+        person_names = [name for *_, name in self._person]
+        properties = _rows(self._checked(self._values, columns, bad), len(ids))
+        person = _rows(self._checked(self._person, columns, bad), len(ids))
+        young = read_at - CAN_TRIGGER_SECONDS
+        operations = []
+        for row, values in enumerate(properties):
+            if row in bad:
+                continue
+            digest = event_digest(self._view.sync.name, event_ids[row])
+            event: dict[str, Any] = {
+                "type": "person",
+                "identifiers": {"id": ids[row]},
+                "action": "event",
+                "name": event_names[row],
+                "id": event_ulid(digest, times[row]),
+                "timestamp": times[row],
+                "attributes": _present(names, values),
+            }
+            parts = [event]
+            # beside an event of the past, the person's state of now has no place
+            if person_names and times[row] >= young and (now := _present(person_names, person[row])):
+                parts = [_identify(ids[row], read_at, now), event]
+            if payloads := _encode(row, parts, bad):
+                operations.append(Operation(row, payloads, digest, times[row] // SECONDS_PER_DAY))
+        return operations
+
+    # Each of these looks at one column of a page; what breaks a rule goes into `bad`, and None stands in its place.
+
+    def _texts(self, name: str, values: Values, limit: int, bad: Bad, skip: Set[int] = frozenset()) -> list[str]:
+        """An identifier as text, case-exact."""
+        texts = [value if isinstance(value, str) else "" if value is None else str(value) for value in values]
+        for row, text in enumerate(texts):
+            if not text.strip() and row not in skip:
+                bad.setdefault(row, (name, "NULL or empty"))
+            elif len(text) * 3 > limit and len(text.encode("utf-8", "surrogatepass")) > limit:
+                bad.setdefault(row, (name, f"longer than {limit} bytes"))
+        return texts
+
+    def _times(self, values: Values, bad: Bad) -> list[int]:
+        """Event times in unix seconds."""
+        _, field = self._columns["event_time"]
+        times = self._unix_seconds(field, values)
+        for row, value in enumerate(times):
+            if value is None:
+                bad.setdefault(row, ("event_time", "NULL"))
+            elif not 0 <= value <= _LAST_SECOND:
+                bad.setdefault(row, ("event_time", "before the year 1970 or after 9999"))
+        return list(times)
+
+    def _unix_seconds(self, field: Field, values: Values) -> Values:
+        if field.form is Form.WALL_TIME and self._wall_clock is not None:
+            return [None if value is None else self._wall_clock.unix_seconds(value) for value in values]
+        return values
+
+    def _checked(self, fields: Sequence[tuple[int, Field, str]], columns: Sequence[Values], bad: Bad) -> list[Values]:
+        """The columns of attributes or properties, each value ready to be sent."""
+        checked = []
+        for index, field, name in fields:
+            values = columns[index]
+            if len(name.encode()) > NAME_BYTES:
+                for row, value in enumerate(values):
+                    if value is not None:
+                        bad.setdefault(row, (field.name, f"the column's name is longer than {NAME_BYTES} bytes"))
+            match field.form:
+                case Form.TEXT:
+                    if name == "email":  # Customer.io refuses a blank one
+                        values = [None if value is None else value.strip() or None for value in values]
+                    if max((len(value) for value in values if value is not None), default=0) * 3 > VALUE_BYTES:
+                        for row, value in enumerate(values):
+                            if value is not None and len(value.encode("utf-8", "surrogatepass")) > VALUE_BYTES:
+                                bad.setdefault(row, (field.name, f"longer than {VALUE_BYTES} bytes"))
+                case Form.LONG:
+                    # beyond 2^53 a number loses digits in JavaScript, hence in messages
+                    if any(value is not None and abs(value) > _EXACT_IN_JAVASCRIPT for value in values):
+                        values = [str(v) if v is not None and abs(v) > _EXACT_IN_JAVASCRIPT else v for v in values]
+                case Form.DECIMAL:
+                    # the nearest double of a decimal, whatever the server's own conversion made of its last bit
+                    values = [None if value is None else round(value, field.scale) for value in values]
+                case Form.FLAG if name == "unsubscribed":
+                    # only true is ever sent: consent withdrawn at Customer.io must not be given back by SQL Server
+                    values = [value or None for value in values]
+                case _:
+                    values = self._unix_seconds(field, values)
+            checked.append(values)
+        return checked
+
+
+def _rows(columns: Sequence[Values], count: int) -> list[tuple[Any, ...]]:
+    return list(zip(*columns, strict=True)) if columns else [()] * count
+
+
+def _present(names: list[str], values: tuple[Any, ...]) -> dict[str, Any]:
+    """The attributes that have a value: NULL leaves an attribute at Customer.io alone."""
+    attributes = dict(zip(names, values, strict=True))
+    if None in values:
+        return {name: value for name, value in attributes.items() if value is not None}
+    return attributes
+
+
+def _identify(customer_id: str, read_at: int, attributes: dict[str, Any]) -> dict[str, Any]:
+    """`timestamp` is the time of reading, so that an identify that arrives late overwrites nothing newer."""
+    return {
+        "type": "person",
+        "identifiers": {"id": customer_id},
+        "action": "identify",
+        "timestamp": read_at,
+        "attributes": attributes,
+    }
+
+
+def _encode(row: int, parts: list[dict[str, Any]], bad: Bad) -> tuple[bytes, ...]:
+    """The operations of a row as JSON; () and an entry in `bad` where Customer.io would refuse one of them."""
+    try:
+        payloads = tuple(map(orjson.dumps, parts))
+    except orjson.JSONEncodeError:
+        bad[row] = (None, "a text is not valid Unicode (half of a surrogate pair)")
+        return ()
+    for part, payload in zip(parts, payloads, strict=True):
+        if len(payload) > OPERATION_BYTES:
+            bad[row] = (None, f"the {part['action']} is larger than {OPERATION_BYTES} bytes")
+        elif part["action"] == "identify" and len(part["attributes"]) > ATTRIBUTES:
+            bad[row] = (None, f"more than {ATTRIBUTES} attributes")
+    return () if row in bad else payloads
+
+
+class _WallClock:
+    """Turns times without a zone into unix seconds. A time that a clock change repeats is taken as the first of the two."""
+
+    def __init__(self, zone: ZoneInfo) -> None:
+        self._zone = zone
+        self._offsets: dict[int, int] = {}
+
+    def unix_seconds(self, wall: int) -> int:
+        """`wall`: the seconds between 1970-01-01T00:00 and the time on the clock, as if the clock showed UTC."""
+        quarter = wall // 900  # no zone's offset changes within a quarter of an hour
+        if (offset := self._offsets.get(quarter)) is None:
+            moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=quarter * 900)
+            offset = int(moment.replace(tzinfo=self._zone).utcoffset().total_seconds())  # type: ignore[union-attr]
+            self._offsets[quarter] = offset
+        return wall - offset

@@ -1,0 +1,334 @@
+"""A pass: one run of a sync from its mark, and the order in which it makes things durable.
+
+    lease and mark -> pages -> operations -> unsent only -> batches -> ledger -> dead letters -> mark
+
+Reading, mapping and sending overlap: while a page is on its way, the next is mapped and the one after it is read. A page
+is accounted for as a whole and in its order. Of a page with operations of unknown fate, what was accepted is ledgered,
+and the mark stays before it: the next pass sends the rest again, under the same ULIDs.
+"""
+
+import hashlib
+import json
+import logging
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, nullcontext, suppress
+from contextvars import copy_context
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from itertools import compress
+
+from ulid import ULID
+
+from shared.customerio import CustomerIo, Rejection, Sending
+from shared.errors import Busy, NotLive, StateFault, TidemarkError, TryLater
+from shared.ledger import ID_BYTES, Entry, Ledger
+from shared.mapping import Bad, Mapper, Operation
+from shared.settings import Settings, load
+from shared.source import Page, Position, Source, View, position_of
+from shared.state import Claim, Identity, Mark, State
+from shared.syncs import Kind, Sync
+
+log = logging.getLogger("tidemark")
+
+_MOST_RECENT = 100_000
+"""Rows younger than the lookback that a mark remembers, 16 bytes each."""
+
+
+@dataclass(slots=True)
+class Run:
+    """What a run did; its record in the blobs holds these fields.
+
+    `outcome` is ok, budget (time was up, the next pass goes on), busy, not_live or failed. `operations` were sent,
+    `accepted` and `rejected` are their known fates. `already_sent` events were in the ledger, `recognised` rows were
+    accounted for by an earlier pass, `dead_letters` counts rows and operations set aside, `vanished` changes of people
+    who are no longer in the view. `seconds` is wall time.
+    """
+
+    run: str
+    sync: str
+    started: str
+    outcome: str = "ok"
+    finished: str = ""
+    seconds: float = 0.0
+    pages: int = 0
+    rows: int = 0
+    operations: int = 0
+    accepted: int = 0
+    rejected: int = 0
+    already_sent: int = 0
+    recognised: int = 0
+    dead_letters: int = 0
+    vanished: int = 0
+    requests: int = 0
+    message: str = ""
+
+
+def run(sync: Sync, settings: Settings | None = None) -> Run:
+    """Run one pass of `sync` and return what it did.
+
+    Busy and NotLive are outcomes, not failures. Raises StopRun where a person must act and TryLater where the next pass
+    may succeed; both are also in the run's record, once the sync has a mark.
+    """
+    started = time.monotonic()
+    result = Run(run=str(ULID()), sync=sync.name, started=datetime.now(UTC).isoformat(timespec="milliseconds"))
+    settings = settings or load()
+    with ExitStack() as resources:
+        state = State(settings)
+        resources.callback(state.close)
+        source = resources.enter_context(Source(settings))
+        try:
+            claim = resources.enter_context(_claim(sync, settings, state, source))
+        except (Busy, NotLive) as reason:
+            result.outcome = "busy" if isinstance(reason, Busy) else "not_live"
+            result.message = str(reason)
+            log.info("%s", reason)
+            return result
+        try:
+            _Pass(result, sync, settings, state, source, claim, started + settings.time_budget_seconds).run()
+        except Exception as error:
+            result.outcome = "failed"
+            # what is not ours may quote a row
+            result.message = str(error) if isinstance(error, TidemarkError) else f"unexpected {type(error).__name__}"
+            raise
+        finally:
+            result.finished = datetime.now(UTC).isoformat(timespec="milliseconds")
+            result.seconds = round(time.monotonic() - started, 3)
+            log.log(logging.INFO if result.outcome != "failed" else logging.ERROR, "run %s", json.dumps(asdict(result)))
+            with suppress(TryLater) if result.outcome == "failed" else nullcontext():
+                state.record_run(sync, result.run, asdict(result))
+    return result
+
+
+def _claim(sync: Sync, settings: Settings, state: State, source: Source) -> Claim:
+    try:
+        return state.claim(sync)
+    except NotLive:
+        if settings.first_pass != "all":
+            raise
+    # Everything that can be wrong is found out before the mark is there.
+    survey = source.survey(sync)
+    view = View(sync, survey, settings)
+    Mapper(view, settings)
+    with CustomerIo(settings) as client:
+        identity = Identity(client.workspace(), survey.server, survey.database)
+    state.remember(identity)
+    walking = view.horizon(survey, settings.lookback_seconds) if sync.kind is Kind.PROFILE else None
+    state.begin(sync, Mark(identity, view.strategy, walking=walking))
+    return state.claim(sync)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """A page whose operations are on their way. `recent` are the digests of its rows beyond the horizon."""
+
+    page: Page
+    bad: Bad
+    operations: list[Operation]
+    sending: Sending | None
+    recent: list[bytes]
+
+
+class _Pass:
+    def __init__(
+        self, result: Run, sync: Sync, settings: Settings, state: State, source: Source, claim: Claim, deadline: float
+    ) -> None:
+        self._result = result
+        self._sync = sync
+        self._settings = settings
+        self._state = state
+        self._source = source
+        self._claim = claim
+        self._deadline = deadline
+        self._client: CustomerIo | None = None
+        self._ledger: Ledger | None = None
+        # Digests of rows beyond the mark that are accounted for (updated_at only): all, and those that this pass has met
+        # beyond the horizon. Only the latter are still of use once the view was read to its end.
+        self._known = _split(claim.mark.recent)
+        self._met: set[bytes] = set()
+
+    def run(self) -> None:
+        mark = self._claim.mark
+        survey = self._source.survey(self._sync)
+        self._state.check(mark.identity, Identity(mark.identity.workspace, survey.server, survey.database))
+        view = View(self._sync, survey, self._settings)
+        if view.strategy != mark.strategy:
+            raise StateFault(
+                f"The mark of {self._sync.name} was made by {mark.strategy}, but the cursor of {view.name} is now"
+                f" {view.strategy}. Put the column {mark.strategy} back, or set STATE_CONTAINER to a new container to"
+                " start afresh."
+            )
+        self._view = view
+        self._mapper = Mapper(view, self._settings)
+        bound = view.horizon(survey, self._settings.lookback_seconds)
+        self._horizon = mark.walking or bound
+        pages = self._source.pages(view, "walk" if mark.walking else "changed", mark.position, bound)
+        try:
+            complete = self._deliver(pages)
+            if complete:
+                self._finish()
+            if self._ledger is not None:
+                self._ledger.fold()
+        finally:
+            if self._client is not None:
+                self._client.__exit__()
+                self._result.requests = self._client.requests
+
+    def _deliver(self, pages: Iterator[Page]) -> bool:
+        """Send and account for page after page. False where time, or the room to remember rows, was up."""
+        on_their_way: deque[_Sent] = deque()
+        complete = True
+        for page in _read_ahead(pages):
+            on_their_way.append(self._send(page))
+            if len(on_their_way) > 1:
+                self._account(on_their_way.popleft())
+            if time.monotonic() >= self._deadline:
+                self._result.outcome, complete = "budget", False
+                self._result.message = "TIME_BUDGET_SECONDS was up; the next pass goes on from here."
+                break
+            if len(self._known) > _MOST_RECENT and not self._claim.mark.walking:
+                complete = False
+                self._result.message = (
+                    "More rows than a mark remembers were changed within LOOKBACK_SECONDS; the next passes read the rest"
+                    " once it is older."
+                )
+                break
+        while on_their_way:
+            self._account(on_their_way.popleft())
+        return complete
+
+    def _send(self, page: Page) -> _Sent:
+        result = self._result
+        result.pages += 1
+        result.rows += len(page.rows)
+        page, recent = self._without_known(page)
+        mapped = self._mapper.map(page) if page.rows else None
+        if mapped is None:
+            return _Sent(page, {}, [], None, recent)
+        result.vanished += mapped.vanished
+        operations = mapped.operations
+        if operations and self._sync.kind is Kind.EVENT:
+            if self._ledger is None:
+                mark = self._claim.mark
+                self._ledger = Ledger(self._state.container, self._sync, result.run, mark.ledgered)
+            unsent = self._ledger.unsent([(operation.day, operation.digest) for operation in operations])
+            result.already_sent += unsent.count(False)
+            operations = list(compress(operations, unsent))
+        sending = None
+        if operations:
+            sending = self._open_client().send([operation.payloads for operation in operations])
+            result.operations += sum(len(operation.payloads) for operation in operations)
+        return _Sent(page, mapped.bad, operations, sending, recent)
+
+    def _without_known(self, page: Page) -> tuple[Page, list[bytes]]:
+        """By updated_at, rows beyond the horizon are read until they are older than the lookback: leave out those known.
+
+        Also returns the digests of the rows beyond the horizon.
+        """
+        if self._view.by_row_version:
+            return page, []
+        rows, recent = [], []
+        for row in page.rows:
+            beyond = row[0] is not None and str(row[0]) >= self._horizon
+            if beyond or self._known:
+                digest = hashlib.blake2b(
+                    repr(tuple(row)).encode("utf-8", "surrogatepass"), digest_size=ID_BYTES
+                ).digest()
+                if beyond:
+                    recent.append(digest)
+                if digest in self._known:
+                    self._result.recognised += 1
+                    continue
+            rows.append(row)
+        return replace(page, rows=rows), recent
+
+    def _open_client(self) -> CustomerIo:
+        if self._client is None:
+            self._client = CustomerIo(self._settings)
+            known = self._claim.mark.identity
+            self._state.check(known, replace(known, workspace=self._client.workspace()))
+        return self._client
+
+    def _account(self, sent: _Sent) -> None:
+        """Make a page's outcome durable: the ledger, then the dead letters, then the mark."""
+        result = self._result
+        dead = [self._dead_letter(sent.page, row, field, reason) for row, (field, reason) in sent.bad.items()]
+        accepted: list[Entry] = []
+        failed: list[Entry] = []
+        unknown = False
+        for operation, fates in zip(sent.operations, sent.sending.wait() if sent.sending else [], strict=True):
+            for fate in fates:
+                if isinstance(fate, Rejection):
+                    result.rejected += 1
+                    dead.append(self._dead_letter(sent.page, operation.row, fate.field, f"Customer.io: {fate.reason}"))
+                elif fate is None:
+                    result.accepted += 1
+                else:
+                    unknown = True
+            (accepted if fates[-1] is None else failed).append((operation.day, operation.digest))
+        if self._ledger is not None:
+            self._ledger.record(accepted, failed)
+        if unknown and self._client is not None and self._client.failure is not None:
+            raise self._client.failure
+        if dead:
+            self._state.set_aside(self._sync, result.run, dead)
+            result.dead_letters += len(dead)
+        self._advance(sent, len(accepted) if self._ledger is not None else 0)
+
+    def _dead_letter(self, page: Page, row: int, field: str | None, reason: str) -> dict[str, str | None]:
+        position = position_of(page.rows[row])
+        return {
+            "key": position.key,
+            "cursor": position.cursor,
+            "field": field,
+            "reason": reason,
+            "seen": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+
+    def _advance(self, sent: _Sent, ledgered: int) -> None:
+        mark = self._claim.mark
+        last = sent.page.last
+        self._known.update(sent.recent)
+        self._met.update(sent.recent)
+        if mark.walking:
+            position: Position | None = Position(None, last.key)
+        elif last.cursor is not None and last.cursor < self._horizon:
+            position = last
+        elif sent.page.rows and not (mark.position and (mark.position.cursor or "") > self._horizon):
+            position = Position(self._horizon, None)
+        else:  # nothing new, or the server's clock went back
+            position = mark.position
+        if sent.page.rows or position != mark.position:
+            recent = b"".join(sorted(self._known))
+            self._claim.save(replace(mark, position=position, ledgered=mark.ledgered + ledgered, recent=recent))
+
+    def _finish(self) -> None:
+        """The view was read to its end: the mark moves to the bound, and remembers only what lies beyond it."""
+        mark = self._claim.mark
+        if mark.walking:
+            self._claim.save(replace(mark, position=Position(mark.walking, None), walking=None))
+        elif self._view.by_row_version:
+            if self._result.rows:
+                self._claim.save(replace(mark, position=Position(self._horizon, None)))
+        elif len(self._met) * ID_BYTES < len(mark.recent):
+            self._claim.save(replace(mark, recent=b"".join(sorted(self._met))))
+
+
+def _split(packed: bytes) -> set[bytes]:
+    return {packed[start : start + ID_BYTES] for start in range(0, len(packed), ID_BYTES)}
+
+
+def _read_ahead(pages: Iterator[Page]) -> Iterator[Page]:
+    """Read the next page in a thread of its own while one is worked on."""
+    context = copy_context()
+
+    def read() -> Page | None:
+        return next(pages, None)
+
+    with ThreadPoolExecutor(1, "reader") as pool:
+        upcoming = pool.submit(context.run, read)
+        while (page := upcoming.result()) is not None:
+            upcoming = pool.submit(context.run, read)
+            yield page

@@ -1,0 +1,132 @@
+"""The settings, read from the environment (Azure's app settings, or `Values` of local.settings.json)."""
+
+from ipaddress import ip_address
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from pydantic import AfterValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from shared.errors import ConfigurationFault
+
+
+def _loopback(url: str) -> str:
+    """Credentials go to Customer.io's own hosts only; a stand-in may take their place on this machine."""
+    parts = urlsplit(url)
+    try:
+        local = parts.hostname == "localhost" or ip_address(parts.hostname or "").is_loopback
+    except ValueError:
+        local = False
+    if not local or parts.scheme not in ("http", "https"):
+        raise ValueError(
+            "may only name a loopback address such as http://127.0.0.1:8080; leave it out to use Customer.io"
+        )
+    return url.rstrip("/")
+
+
+def _zone(name: str) -> str:
+    try:
+        ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+        raise ValueError("must be an IANA time zone such as UTC or Europe/Berlin") from error
+    return name
+
+
+LoopbackUrl = Annotated[str, AfterValidator(_loopback)]
+ZoneName = Annotated[str, AfterValidator(_zone)]
+
+
+class Settings(BaseSettings):
+    """Everything that a deployment sets. A field's name in capitals is the setting's name, unless an alias says otherwise."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True, hide_input_in_errors=True)
+
+    sql_connection_string: SecretStr = Field(
+        description="ODBC connection string of the database. Without `Driver=` the newest Microsoft driver is taken."
+    )
+    sql_time_zone: ZoneName = Field(
+        "UTC", description="IANA zone of `date`, `datetime` and `datetime2` columns, which have none of their own."
+    )
+    customerio_region: Literal["us", "eu"] = Field(description="Region of the Customer.io account: `us` or `eu`.")
+    customerio_site_id: str = Field(description="Site id of the Track API credentials.")
+    customerio_api_key: SecretStr = Field(description="API key of the Track API credentials.")
+    customerio_track_url: LoopbackUrl | None = Field(
+        None, description="A stand-in for the Track API; loopback addresses only."
+    )
+    customerio_app_url: LoopbackUrl | None = Field(
+        None, description="A stand-in for the App API; loopback addresses only."
+    )
+    customerio_requests_per_second: int = Field(
+        100, ge=1, le=1000, description="The most requests a second that one pass sends to Customer.io."
+    )
+    customerio_batches_in_flight: int = Field(
+        4, ge=1, le=32, description="How many batches one pass has on their way at once."
+    )
+    azure_web_jobs_storage: SecretStr | None = Field(
+        None,
+        alias="AzureWebJobsStorage",
+        description="Connection string of the storage account that holds the state; in Azure leave it out and use the next.",
+    )
+    storage_account_name: str | None = Field(
+        None,
+        alias="AzureWebJobsStorage__accountName",
+        description="Name of the storage account, reached by managed identity.",
+    )
+    storage_client_id: str | None = Field(
+        None,
+        alias="AzureWebJobsStorage__clientId",
+        description="Client id of the user-assigned identity; left out, the system-assigned one is used.",
+    )
+    state_container: str = Field(
+        "tidemark",
+        pattern=r"^[a-z0-9](?:-?[a-z0-9]){2,62}$",
+        description="Blob container of the marks, ledgers, dead letters and run records.",
+    )
+    first_pass: Literal["approved", "all"] = Field(
+        "approved",
+        description="`approved`: a sync without a mark sends nothing. `all`: it starts from the beginning (development, demo).",
+    )
+    page_size: int = Field(5000, ge=10, le=50_000, description="Rows per page: the unit of memory and of accounting.")
+    lookback_seconds: int = Field(
+        600,
+        ge=60,
+        le=86_400,
+        description="How late a transaction may commit an `updated_at` that lies in the past (`row_version` needs none).",
+    )
+    time_budget_seconds: int = Field(
+        1500, ge=1, le=1740, description="After this a pass ends at the next page; the next pass goes on from there."
+    )
+
+
+def load() -> Settings:
+    """Read the settings. Raises ConfigurationFault with one line for each setting that is missing or wrong."""
+    try:
+        settings = Settings()  # type: ignore[call-arg]  # the environment fills it
+    except ValidationError as error:
+        raise ConfigurationFault(_explain(error)) from None
+    if not settings.azure_web_jobs_storage and not settings.storage_account_name:
+        raise ConfigurationFault(
+            "AzureWebJobsStorage is missing: set it to a connection string, or set AzureWebJobsStorage__accountName"
+            " to reach the account by managed identity."
+        )
+    return settings
+
+
+def setting_name(field: str) -> str:
+    """The name under which a field of Settings is set."""
+    return Settings.model_fields[field].alias or field.upper()
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for problem in error.errors(include_url=False, include_context=False, include_input=False):
+        # pydantic reports an aliased field under its alias
+        name = str(problem["loc"][0]) if problem["loc"] else "settings"
+        name = setting_name(name) if name in Settings.model_fields else name
+        if problem["type"] == "missing":
+            reason = "is missing. Set it in the app settings (locally: Values in local.settings.json)."
+        else:
+            reason = "is wrong: " + problem["msg"].removeprefix("Value error, ") + "."
+        lines.append(f"{name} {reason}")
+    return "\n".join(lines)

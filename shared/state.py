@@ -1,0 +1,288 @@
+"""What Tidemark remembers, in blobs of one container:
+
+    identity.json                          the Customer.io workspace, server and database that the state belongs to
+    syncs/<sync>/mark.json                 the mark; its lease makes one pass at a time the sync's only writer
+    syncs/<sync>/runs/<run>.json           one record a run, with its counts
+    syncs/<sync>/dead-letters/<run>.jsonl  what can never be delivered as it is, one JSON object a line
+    syncs/<sync>/ledger/                   see ledger
+
+Invariant: the mark is written last. What it has passed is sent, ledgered or set aside, durably.
+"""
+
+import json
+import logging
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from azure.core import MatchConditions
+from azure.core.exceptions import AzureError, HttpResponseError, ResourceExistsError, ResourceNotFoundError
+from azure.storage.blob import BlobClient, BlobLeaseClient, ContainerClient, ContentSettings
+
+from shared.errors import Busy, ConfigurationFault, NotLive, StateFault, StateUnavailable
+from shared.settings import Settings
+from shared.source import Position
+from shared.syncs import Sync
+
+log = logging.getLogger("tidemark")
+
+_LEASE_SECONDS = 60
+_RENEW_EVERY = 15
+_JSON = ContentSettings(content_type="application/json")
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Whose state this is: Customer.io's environment_id, SQL Server's name and the database."""
+
+    workspace: str
+    server: str
+    database: str
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """How far a sync's source has been read and durably accounted for.
+
+    `walking` is the bound that was taken before the first pass of a profile sync began to walk the view by key; it
+    becomes the position when the walk ends. `ledgered` is the number of ids that the ledger must at least hold.
+    `recent` (updated_at only) are the digests, 16 bytes each, of rows beyond the position that are accounted for.
+    """
+
+    identity: Identity
+    strategy: str
+    position: Position | None = None
+    walking: str | None = None
+    ledgered: int = 0
+    recent: bytes = field(default=b"", repr=False)
+
+    def to_json(self) -> bytes:
+        """The mark as it is stored."""
+        return json.dumps({**asdict(self), "recent": self.recent.hex()}, indent=1).encode()
+
+    @classmethod
+    def from_json(cls, text: bytes, name: str) -> "Mark":
+        """Read a stored mark; `name` is the blob's. Raises StateFault."""
+        try:
+            stored = json.loads(text)
+            position = stored["position"]
+            return cls(
+                identity=Identity(**stored["identity"]),
+                strategy=stored["strategy"],
+                position=Position(**position) if position else None,
+                walking=stored["walking"],
+                ledgered=int(stored["ledgered"]),
+                recent=bytes.fromhex(stored["recent"]),
+            )
+        except (ValueError, KeyError, TypeError):
+            raise StateFault(
+                f"The mark {name} is damaged. Restore an earlier version of that blob; do not delete it."
+            ) from None
+
+
+@contextmanager
+def storage_errors() -> Iterator[None]:
+    """Turn what is left of the Azure SDK's errors after its retries into ours."""
+    try:
+        yield
+    except HttpResponseError as error:
+        if error.status_code in (401, 403):
+            raise ConfigurationFault(
+                f"Blob storage refuses access ({error.status_code}). Check AzureWebJobsStorage, or grant the managed"
+                " identity the role Storage Blob Data Owner on the account."
+            ) from None
+        raise StateUnavailable(
+            f"Blob storage answers {error.status_code} {getattr(error, 'error_code', '') or ''}. The next pass goes on from the mark."
+        ) from None
+    except AzureError as error:
+        raise StateUnavailable(
+            f"Blob storage cannot be reached ({type(error).__name__}). Check AzureWebJobsStorage."
+            " The next pass goes on from the mark."
+        ) from None
+
+
+class State:
+    """The state container. Every method raises StateUnavailable where blob storage does not answer."""
+
+    def __init__(self, settings: Settings) -> None:
+        retries: dict[str, Any] = {"retry_total": 5, "retry_backoff_factor": 0.4, "connection_timeout": 10}
+        self.name = settings.state_container
+        try:
+            if settings.azure_web_jobs_storage:
+                self.container = ContainerClient.from_connection_string(
+                    settings.azure_web_jobs_storage.get_secret_value(), self.name, **retries
+                )
+            else:
+                from azure.identity import DefaultAzureCredential
+
+                self.container = ContainerClient(
+                    f"https://{settings.storage_account_name}.blob.core.windows.net",
+                    self.name,
+                    credential=DefaultAzureCredential(managed_identity_client_id=settings.storage_client_id),
+                    **retries,
+                )
+        except ValueError:
+            raise ConfigurationFault("AzureWebJobsStorage is not a storage connection string. Correct it.") from None
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.container.close()
+
+    def claim(self, sync: Sync) -> "Claim":
+        """Take the sync's lease and read its mark.
+
+        Raises Busy where another pass holds it, NotLive where there is no mark and nothing that a mark should be
+        beside, and StateFault where there is.
+        """
+        with storage_errors():
+            blob = self.container.get_blob_client(f"syncs/{sync.name}/mark.json")
+            lease = BlobLeaseClient(blob)
+            try:
+                lease.acquire(lease_duration=_LEASE_SECONDS)
+            except ResourceNotFoundError:
+                self._refuse_orphans(sync)
+                raise NotLive(
+                    f"{sync.name} is not live: it has no mark, so its timer sends nothing. Going live needs an approved"
+                    " plan; FIRST_PASS=all lets a development machine start from the beginning."
+                ) from None
+            except ResourceExistsError:
+                raise Busy(f"Another pass of {sync.name} is at work; this one has nothing to do.") from None
+            download = blob.download_blob()
+            return Claim(blob, lease, Mark.from_json(download.readall(), blob.blob_name), download.properties.etag)
+
+    def begin(self, sync: Sync, mark: Mark) -> None:
+        """Write a sync's first mark. Raises StateFault where there is one already."""
+        with storage_errors():
+            blob = self.container.get_blob_client(f"syncs/{sync.name}/mark.json")
+            try:
+                blob.upload_blob(mark.to_json(), content_settings=_JSON)
+            except ResourceExistsError:
+                raise Busy(f"Another pass of {sync.name} has just begun; this one has nothing to do.") from None
+
+    def remember(self, identity: Identity) -> None:
+        """Tie the container to a workspace, server and database. Raises StateFault where it belongs to others."""
+        with storage_errors():
+            with suppress(ResourceExistsError):
+                self.container.create_container()
+            blob = self.container.get_blob_client("identity.json")
+            try:
+                blob.upload_blob(json.dumps(asdict(identity), indent=1).encode(), content_settings=_JSON)
+            except ResourceExistsError:
+                self.check(Identity(**json.loads(blob.download_blob().readall())), identity)
+
+    def check(self, stored: Identity, found: Identity) -> None:
+        """Raise StateFault where `stored` state would be carried on against something else than it was made with."""
+        words = {
+            "workspace": ("Customer.io workspace", "CUSTOMERIO_SITE_ID"),
+            "server": ("SQL Server", "SQL_CONNECTION_STRING"),
+            "database": ("database", "SQL_CONNECTION_STRING"),
+        }
+        for name, (what, setting) in words.items():
+            before, now = getattr(stored, name), getattr(found, name)
+            if before != now:
+                raise StateFault(
+                    f"The state in the container {self.name} belongs to the {what} {before}, but {setting} now leads to"
+                    f" {now}. Nothing was sent. Put {setting} back, or set STATE_CONTAINER to a new container to start"
+                    f" afresh with {now}."
+                )
+
+    def _refuse_orphans(self, sync: Sync) -> None:
+        try:
+            orphan = next(iter(self.container.list_blobs(f"syncs/{sync.name}/", results_per_page=1)), None)
+        except ResourceNotFoundError:  # the container itself
+            return
+        if orphan is not None:
+            raise StateFault(
+                f"The mark of {sync.name} is missing from the container {self.name}, beside {orphan.name}. Nothing was"
+                f" sent. Restore syncs/{sync.name}/mark.json (soft delete, versions), or set STATE_CONTAINER to a new"
+                " container to start afresh."
+            )
+
+    def record_run(self, sync: Sync, run: str, record: Mapping[str, Any]) -> None:
+        """Write the run's record."""
+        with storage_errors():
+            self.container.upload_blob(
+                f"syncs/{sync.name}/runs/{run}.json", json.dumps(record, indent=1).encode(), content_settings=_JSON
+            )
+
+    def set_aside(self, sync: Sync, run: str, dead_letters: Sequence[Mapping[str, Any]]) -> None:
+        """Add a page's dead letters, in one write."""
+        with storage_errors():
+            append(
+                self.container.get_blob_client(f"syncs/{sync.name}/dead-letters/{run}.jsonl"),
+                "".join(json.dumps(letter) + "\n" for letter in dead_letters).encode(),
+            )
+
+
+def append(blob: BlobClient, block: bytes) -> None:
+    """Append a block, and create the blob with its first. A block whose answer is lost may stand there twice."""
+    try:
+        blob.append_block(block)
+    except ResourceNotFoundError:
+        with suppress(ResourceExistsError):
+            # without the condition it would empty what another writer has just begun
+            blob.create_append_blob(match_condition=MatchConditions.IfMissing)
+        blob.append_block(block)
+
+
+class Claim:
+    """The lease of one sync, kept up by a thread, and its mark. Only who holds the lease can write the mark."""
+
+    def __init__(self, blob: BlobClient, lease: BlobLeaseClient, mark: Mark, etag: str) -> None:
+        self.mark = mark
+        self._blob = blob
+        self._lease = lease
+        self._etag = etag
+        self._released = threading.Event()
+        self._keeper = threading.Thread(target=self._keep, name="lease", daemon=True)
+        self._keeper.start()
+
+    def __enter__(self) -> "Claim":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._released.set()
+        self._keeper.join()
+        with suppress(AzureError):  # an unreleased lease ends by itself
+            self._lease.release()
+
+    def _keep(self) -> None:
+        while not self._released.wait(_RENEW_EVERY):
+            try:
+                self._lease.renew()
+            except AzureError as error:
+                # nothing breaks here: a mark that is written without the lease is refused
+                log.warning("The lease of %s could not be renewed (%s).", self._blob.blob_name, type(error).__name__)
+
+    def save(self, mark: Mark) -> None:
+        """Write the mark. Raises StateFault where the lease or the mark is no longer this pass's."""
+        content = mark.to_json()
+        with storage_errors():
+            try:
+                written = self._blob.upload_blob(
+                    content,
+                    overwrite=True,
+                    content_settings=_JSON,
+                    lease=self._lease,
+                    etag=self._etag,
+                    match_condition=MatchConditions.IfNotModified,
+                )
+                self._etag = written["etag"]
+            except HttpResponseError as error:
+                if error.status_code not in (404, 409, 412):
+                    raise
+                # a write whose answer was lost meets itself when the SDK tries again
+                download = self._blob.download_blob()
+                if error.status_code != 412 or download.readall() != content:
+                    raise StateFault(
+                        f"The mark {self._blob.blob_name} was written by another pass, or its lease was lost."
+                        " This pass stops; the next goes on from the mark."
+                    ) from None
+                self._etag = download.properties.etag
+        self.mark = mark
+
+    def advance(self, **changes: Any) -> None:
+        """Write the mark with some of its fields changed."""
+        self.save(replace(self.mark, **changes))
