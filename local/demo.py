@@ -7,6 +7,7 @@ Every service is a stand-in on this machine, on a free port, and ends with the d
 
 import argparse
 import json
+import os
 import signal
 import sys
 import threading
@@ -30,7 +31,7 @@ from shared.syncs import CATALOGUE
 ROOT = services.REPOSITORY
 REPORT = ROOT / ".demo" / "report.json"
 NEW_ORDERS = 25
-ON_A_TERMINAL = sys.stdout.isatty()
+ON_A_TERMINAL = sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
 
 # A run's record, as state keeps it: the counts are whole numbers.
 Run = dict[str, Any]
@@ -234,6 +235,7 @@ def tell_third_pass(shop: Workshop, host: Host, before: Store) -> dict[str, Run]
     expect("events stored twice", after.duplicates, 0)
     expect("the people that changed at Customer.io", moved, buyers)
     expect("operations of the customers pass", passed["customers"]["operations"], len(buyers))
+    tell("   (two operations an order: the state of its person now, and right behind it the event)")
     tell(f"   Customer.io got exactly those {new.total()} events, and {len(moved)} people changed: exactly the buyers")
     # Somebody with a past is more telling than the newcomer.
     person = max(buyers - newcomers or buyers, key=lambda buyer: (after.people[buyer]["orders_count"], buyer))
@@ -329,26 +331,27 @@ def main() -> int:
     options.add_argument("--histories", type=Path, default=cdnow.HISTORIES, help="purchase histories in CDNOW's format")
     options.add_argument("--report", type=Path, default=REPORT, help="where to write the figures")
     chosen = options.parse_args()
-    signal.signal(signal.SIGTERM, _interrupted)  # as Ctrl-C: the services are stopped on the way out
+    stopping = threading.Event()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        stopping.set()
+        raise KeyboardInterrupt  # so that the services are stopped on the way out
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
     try:
         if chosen.serve:
             serve(chosen.histories)
         else:
             demo(chosen.histories, chosen.report)
-    except KeyboardInterrupt:
-        tell("\nStopped, and all services with it.")
-        return 0 if chosen.serve else 130
-    except Disagreement as fault:
-        tell(f"\nThe demo does not hold: {fault}")
-        return 1
-    except Exception as fault:
-        tell(f"\nThe demo failed: {type(fault).__name__}: {fault}")
+    except (Exception, KeyboardInterrupt) as fault:
+        if stopping.is_set():  # whatever came of it: pyodbc makes an error of its own of an interrupt
+            tell("\nStopped, and all services with it.")
+            return 0 if chosen.serve else 130
+        what = "does not hold" if isinstance(fault, Disagreement) else f"failed: {type(fault).__name__}"
+        tell(f"\nThe demo {what}: {fault}")
         return 1
     return 0
-
-
-def _interrupted(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

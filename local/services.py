@@ -176,7 +176,7 @@ def sql_server() -> Iterator[SqlServer]:
     """The SQL Server stand-in on a free port, with a password made up anew; registers Microsoft's driver here too."""
     driver.register()
     password = secrets.token_urlsafe(12)
-    command = [sys.executable, "-m", "local.sqlserver", "--port", "0", "--password", password]
+    command = [sys.executable, "-m", "local.sqlserver", "--port", "0", f"--password={password}"]
     with Child(command, name="the SQL Server stand-in") as child:
         yield SqlServer(child.read_ready()["port"], password, child.pid)
 

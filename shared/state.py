@@ -28,6 +28,9 @@ from shared.syncs import Sync
 
 log = logging.getLogger("tidemark")
 
+# the SDK tells of every request that it makes
+logging.getLogger("azure").setLevel(logging.WARNING)
+
 _LEASE_SECONDS = 60
 _RENEW_EVERY = 15
 _JSON = ContentSettings(content_type="application/json")
@@ -107,7 +110,7 @@ class State:
     """The state container. Every method raises StateUnavailable where blob storage does not answer."""
 
     def __init__(self, settings: Settings) -> None:
-        retries: dict[str, Any] = {"retry_total": 5, "retry_backoff_factor": 0.4, "connection_timeout": 10}
+        retries: dict[str, Any] = {"retry_total": 4, "initial_backoff": 1, "increment_base": 2, "connection_timeout": 10}
         self.name = settings.state_container
         try:
             if settings.azure_web_jobs_storage:

@@ -358,8 +358,9 @@ def test_the_host_ends_when_the_apps_process_does(write_app: Callable[..., Path]
 
 def test_services_die_with_their_parent_even_when_it_is_killed() -> None:
     script = (
-        "import os, time\nfrom local.services import Child\n"
-        "child = Child(['sleep', '60'], name='sleep')\ntime.sleep(0.2)  # setpriv\nprint(child.pid, flush=True)\ntime.sleep(60)"
+        "import time\nfrom local.services import Child\n"
+        "child = Child(['sleep', '60'], name='sleep')\ntime.sleep(0.2)  # setpriv\n"
+        "print(child.pid, flush=True)\ntime.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None

@@ -1,9 +1,11 @@
 """A pass, end to end: SQL Server over the real driver, real blobs, and a Customer.io that refuses what the real one would."""
 
 import json
+import logging
 import time
 from collections import Counter
 from contextlib import closing
+from decimal import Decimal
 
 import pyodbc
 import pytest
@@ -40,8 +42,8 @@ def add_customers(sql: pyodbc.Connection, numbers: range) -> None:
 
 
 def add_orders(sql: pyodbc.Connection, numbers: range, customers: int = 100) -> None:
-    rows = [(number, number % customers, f"2026-01-{1 + number % 28:02} 12:00:00", f"{number % 500}.99") for number in numbers]
-    bulk(sql, "INSERT INTO shop.orders (order_id, customer_id, paid_at, total) VALUES (?, ?, ?, CAST(? AS decimal(12, 2)))", rows)
+    rows = [(number, number % customers, f"2026-01-{1 + number % 28:02} 12:00:00", Decimal(f"{number % 500}.99")) for number in numbers]
+    bulk(sql, "INSERT INTO shop.orders (order_id, customer_id, paid_at, total) VALUES (?, ?, ?, ?)", rows)
 
 
 def bulk(sql: pyodbc.Connection, statement: str, rows: list[tuple]) -> None:
@@ -157,11 +159,15 @@ def test_rows_that_have_grown_older_than_the_lookback_are_still_recognised(deplo
     make_tables(deployment.sql, "updated_at")
     sql = deployment.sql
     add_customers(sql, range(20))
-    assert deployment.run("customers").operations == 20
-    sql.execute("UPDATE shop.customers SET tier = 'vip', updated_at = SYSUTCDATETIME() WHERE customer_id = 3")
-    assert deployment.run("customers").operations == 1
-    # an hour later, as the mark sees it: all rows lie below the horizon
-    assert deployment.run("customers").operations == 0
+    add_orders(sql, range(20))
+    sql.execute("UPDATE shop.customers SET updated_at = DATEADD(second, -120, SYSUTCDATETIME())")
+    sql.execute("UPDATE shop.orders SET updated_at = DATEADD(second, -120, SYSUTCDATETIME())")
+    for sync in ("customers", "orders"):
+        assert deployment.run(sync, LOOKBACK_SECONDS=600).operations == 20
+        # a shorter lookback is to the mark what a later hour is
+        settled = deployment.run(sync, LOOKBACK_SECONDS=60)
+        assert (settled.operations, settled.recognised) == (0, 20)
+        assert deployment.run(sync, LOOKBACK_SECONDS=60).rows == 0
 
 
 def test_a_sync_without_a_mark_is_not_live_and_sends_nothing(deployment):
@@ -479,13 +485,17 @@ def test_a_sync_of_ones_own_is_a_view_and_an_entry_of_the_catalogue(deployment):
     assert Counter(event["name"] for event in deployment.workspace.events()) == {"Tier Reached": 4}
 
 
-def test_an_idle_pass_costs_two_statements_four_blob_calls_and_no_request(deployment):
-    make_tables(deployment.sql)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("sync", ["customers", "orders"])
+def test_an_idle_pass_costs_four_blob_calls_and_no_request(deployment, caplog, strategy, sync):
+    make_tables(deployment.sql, strategy)
+    add_customers(deployment.sql, range(50))
     add_orders(deployment.sql, range(50))
-    deployment.run("orders")
+    deployment.run(sync)
     before = deployment.workspace.stats()["requests"]
-    run = deployment.run("orders")
-    assert run.rows == 0
+    with caplog.at_level(logging.INFO, "azure.core.pipeline.policies.http_logging_policy"):
+        assert deployment.run(sync).operations == 0
+    assert sum("Request URL" in record.getMessage() for record in caplog.records) == 4  # lease, mark, record, release
     assert deployment.workspace.stats()["requests"] == before
 
 

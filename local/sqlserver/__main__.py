@@ -13,7 +13,9 @@ from .server import Server
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="local.sqlserver", description="A stand-in for SQL Server, for development and tests.")
+    parser = argparse.ArgumentParser(
+        prog="local.sqlserver", description="A stand-in for SQL Server, for development and tests."
+    )
     parser.add_argument("--port", type=int, default=0, help="0 takes a free port")
     parser.add_argument("--password", default="Tidemark-1", help="of the login sa")
     arguments = parser.parse_args()

@@ -6,7 +6,21 @@ import re
 from typing import NamedTuple
 
 from .errors import SqlError, cannot
-from .sqltypes import BINARY, DATETIMES, EXACT, FLOATS, INTEGERS, NUMBERS, PRECEDENCE, TEMPORAL, TEXT, WIDE, SqlType, decimal, make
+from .sqltypes import (
+    BINARY,
+    DATETIMES,
+    EXACT,
+    FLOATS,
+    INTEGERS,
+    NUMBERS,
+    PRECEDENCE,
+    TEMPORAL,
+    TEXT,
+    WIDE,
+    SqlType,
+    decimal,
+    make,
+)
 
 
 class Value(NamedTuple):
@@ -28,7 +42,14 @@ def literal(text: str) -> str:
 
 def variable(t: SqlType) -> SqlType:
     """The varying type of a fixed one: what a string function returns."""
-    name = {"char": "varchar", "nchar": "nvarchar", "text": "varchar", "ntext": "nvarchar", "xml": "nvarchar", "sql_variant": "nvarchar"}
+    name = {
+        "char": "varchar",
+        "nchar": "nvarchar",
+        "text": "varchar",
+        "ntext": "nvarchar",
+        "xml": "nvarchar",
+        "sql_variant": "nvarchar",
+    }
     return SqlType(name.get(t.name, t.name), t.length if t.length is not None else -1)
 
 
@@ -39,13 +60,20 @@ def cast(value: Value, to: SqlType, style: int = 0, column: str | None = None, *
     Raises SqlError 529 for a conversion that T-SQL does not allow or the stand-in does not know.
     """
     have = value.type
-    if to.name in ("unknown", "null") or (have == to and column is None) or (have == to and to.name not in TEXT | BINARY):
+    if (
+        to.name in ("unknown", "null")
+        or (have == to and column is None)
+        or (have == to and to.name not in TEXT | BINARY)
+    ):
         return value
     if have.name == "null":
         return Value(f"CAST(NULL AS {to.duck})", to)
     sql = _cast(value.sql, have, to, style, column)
     if sql is None:
-        raise SqlError(529, f"Explicit conversion from data type {have.name} to {to.name} is not allowed (or not known to the stand-in).")
+        raise SqlError(
+            529,
+            f"Explicit conversion from data type {have.name} to {to.name} is not allowed (or not known to the stand-in).",
+        )
     if safe and (have.name not in TEXT or to.name not in TEXT):
         sql = _try(value.sql, have, to, sql)
     return Value(sql, to, value.exact)
@@ -201,7 +229,11 @@ def _to_temporal(x: str, have: SqlType, to: SqlType) -> str | None:
         return None
     if target == "datetimeoffset":
         if source == "datetimeoffset":
-            return x if (to.scale or 0) >= min(6, have.scale or 0) else f"ms.at(ms.round_ts(({x}).utc, {to.scale}), ({x}).m)"
+            return (
+                x
+                if (to.scale or 0) >= min(6, have.scale or 0)
+                else f"ms.at(ms.round_ts(({x}).utc, {to.scale}), ({x}).m)"
+            )
         inner = _to_temporal(x, have, make("datetime2", to.scale or 0))
         return f"ms.at({inner}, 0)"
     if source == "datetimeoffset":
@@ -248,7 +280,9 @@ def comparable(a: Value, b: Value) -> tuple[Value, Value]:
         return cast(a, target) if left in BINARY else a, cast(b, target) if right in BINARY else b
     if high.name == "datetimeoffset":
         wide = make("datetimeoffset", 7)
-        return Value(f"({cast(a, wide).sql}).utc", make("datetime2")), Value(f"({cast(b, wide).sql}).utc", make("datetime2"))
+        return Value(f"({cast(a, wide).sql}).utc", make("datetime2")), Value(
+            f"({cast(b, wide).sql}).utc", make("datetime2")
+        )
     if high.name in DATETIMES:
         # datetime compares unrounded with datetime2, so nothing is rounded to the other's ticks.
         wide = make("datetime2", 7)
@@ -265,7 +299,11 @@ def _moment_key(v: Value, high: SqlType, wide: SqlType) -> Value:
 
 
 def _bytes_key(v: Value, high: SqlType) -> Value:
-    return v if v.type.name in BINARY else cast(v, SqlType("binary", 8) if high.name == "timestamp" else SqlType("varbinary", -1))
+    return (
+        v
+        if v.type.name in BINARY
+        else cast(v, SqlType("binary", 8) if high.name == "timestamp" else SqlType("varbinary", -1))
+    )
 
 
 def _text_key(v: Value, exact: bool) -> Value:

@@ -10,11 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
-from sqlglot import ErrorLevel, exp, tokens
+from sqlglot import ErrorLevel, exp
 from sqlglot.dialects.tsql import TSQL
 from sqlglot.errors import ParseError, TokenError
+from sqlglot.parsers.tsql import TSQLParser
+from sqlglot.tokenizer_core import TokenType
 
 from . import convert
 from .convert import Value, cast, literal, quote
@@ -36,24 +38,24 @@ from .sqltypes import (
 
 INT, BIGINT, FLOAT, BIT = SqlType("int"), SqlType("bigint"), SqlType("float"), SqlType("bit")
 SYSNAME = SqlType("nvarchar", 128)
-NOW = "getvariable('ms_now')"
+NOW = "CAST(getvariable('ms_now') AS TIMESTAMP)"
 
 
 class Dialect(TSQL):
     """T-SQL without sqlglot's own ideas of functions: they stay calls by name, and REAL, NTEXT and NUMERIC stay apart."""
 
     class Tokenizer(TSQL.Tokenizer):
-        KEYWORDS = {
+        KEYWORDS: ClassVar[dict[str, TokenType]] = {
             **TSQL.Tokenizer.KEYWORDS,
-            "FLOAT": tokens.TokenType.DOUBLE,
-            "NTEXT": tokens.TokenType.LONGTEXT,
-            "NUMERIC": tokens.TokenType.BIGDECIMAL,
+            "FLOAT": TokenType.DOUBLE,
+            "NTEXT": TokenType.LONGTEXT,
+            "NUMERIC": TokenType.BIGDECIMAL,
         }
 
-    class Parser(TSQL.Parser):
-        FUNCTIONS = {}
-        FUNCTION_PARSERS = {
-            name: TSQL.Parser.FUNCTION_PARSERS[name]
+    class Parser(TSQLParser):
+        FUNCTIONS: ClassVar[dict[str, Callable[..., exp.Expr]]] = {}
+        FUNCTION_PARSERS: ClassVar[dict[str, Callable[..., exp.Expr | None]]] = {
+            name: TSQLParser.FUNCTION_PARSERS[name]
             for name in ("CAST", "TRY_CAST", "CONVERT", "TRY_CONVERT", "STRING_AGG", "TRIM")
         }
 
@@ -87,7 +89,8 @@ class TableInfo:
 class Catalog(Protocol):
     """Where the compiler looks names up."""
 
-    database: str
+    @property
+    def database(self) -> str: ...
 
     def table(self, schema: str, name: str) -> TableInfo | None: ...
 
@@ -162,8 +165,21 @@ _UNITS = {
     "mi": "minute", "n": "minute", "ss": "second", "s": "second", "ms": "millisecond", "mcs": "microsecond",
     "ns": "nanosecond", "iso_week": "iso_week", "isowk": "iso_week", "isoww": "iso_week",
 }  # fmt: skip
-_AGGREGATES = frozenset("count count_big sum avg min max stdev stdevp var varp".split())
-_RANKING = frozenset("row_number rank dense_rank ntile lag lead first_value last_value percent_rank cume_dist".split())
+_AGGREGATES = frozenset(["count", "count_big", "sum", "avg", "min", "max", "stdev", "stdevp", "var", "varp"])
+_RANKING = frozenset(
+    [
+        "row_number",
+        "rank",
+        "dense_rank",
+        "ntile",
+        "lag",
+        "lead",
+        "first_value",
+        "last_value",
+        "percent_rank",
+        "cume_dist",
+    ]
+)
 
 
 def parse(sql: str) -> list[exp.Expr]:
@@ -175,7 +191,12 @@ def parse(sql: str) -> list[exp.Expr]:
         parser = Dialect().parser(error_level=ErrorLevel.RAISE)
         return [s for s in parser.parse(Dialect().tokenize(sql), sql) if s is not None]
     except (ParseError, TokenError) as e:
-        raise SqlError(102, f"Incorrect syntax (as far as the stand-in can read T-SQL): {str(e)[:300]}", 15) from None
+        raise SqlError(102, f"Incorrect syntax (as far as the stand-in can read T-SQL): {_plain(e)}", 15) from None
+
+
+def _plain(error: Exception) -> str:
+    """sqlglot's message without the codes that underline on a terminal."""
+    return re.sub(r"\x1b[^m]*m", "", str(error))[:300]
 
 
 def unit_of(node: exp.Expr) -> str:
@@ -236,7 +257,9 @@ class Compiler:
             if own and isinstance(cte.this, exp.Union):
                 recursive = True
                 _, first = self.query(cte.this.left, scope)
-                scope.ctes[name.lower()] = [Output(n, c.type) for n, c in zip(names or [c.name for c in first], first, strict=True)]
+                scope.ctes[name.lower()] = [
+                    Output(n, c.type) for n, c in zip(names or [c.name for c in first], first, strict=True)
+                ]
             sql, columns = self.query(cte.this, scope)
             names = names or [c.name for c in columns]
             scope.ctes[name.lower()] = [Output(n, c.type) for n, c in zip(names, columns, strict=True)]
@@ -256,7 +279,8 @@ class Compiler:
     def side(self, sql: str, have: list[Output], want: list[Output]) -> str:
         names = [f"c{i}" for i in range(len(have))]
         items = ", ".join(
-            f"{cast(Value(n, h.type), w.type).sql} AS {quote(w.name or n)}" for n, h, w in zip(names, have, want, strict=True)
+            f"{cast(Value(n, h.type), w.type).sql} AS {quote(w.name or n)}"
+            for n, h, w in zip(names, have, want, strict=True)
         )
         return f"(SELECT {items} FROM ({sql}) AS u({', '.join(names)}))"
 
@@ -298,9 +322,9 @@ class Compiler:
             if options and (options.args.get("percent") or options.args.get("with_ties")):
                 raise cannot("run TOP with PERCENT or WITH TIES")
             count = limit.args.get("count") or limit.args.get("expression")
-            out += f" LIMIT {cast(self.value(count, scope), BIGINT).sql}"
+            out += f" LIMIT {cast(self.adopt(self.value(count, scope), BIGINT), BIGINT).sql}"
         if offset := node.args.get("offset"):
-            out += f" OFFSET {cast(self.value(offset.expression, scope), BIGINT).sql}"
+            out += f" OFFSET {cast(self.adopt(self.value(offset.expression, scope), BIGINT), BIGINT).sql}"
         return out
 
     def ordered(self, node: exp.Expr, scope: Scope, *, top: bool = False) -> str:
@@ -309,7 +333,9 @@ class Compiler:
         bare = inner.this if isinstance(inner, exp.Collate) else inner
         if top and isinstance(bare, exp.Column) and not bare.table and bare.name.lower() in scope.aliases:
             value = Value(quote(bare.name), scope.aliases[bare.name.lower()])
-            return convert.sort_key(value._replace(exact=self.is_exact(inner)) if bare is not inner else value) + direction
+            return (
+                convert.sort_key(value._replace(exact=self.is_exact(inner)) if isinstance(inner, exp.Collate) else value) + direction
+            )
         if top and isinstance(inner, exp.Literal) and not inner.is_string:
             return inner.name + direction
         return convert.sort_key(self.value(inner, scope)) + direction
@@ -321,7 +347,11 @@ class Compiler:
             for s in scope.sources:
                 if s.alias.lower() == node.table.lower():
                     return self.expand(s)
-            raise SqlError(107, f"The column prefix '{node.table}' does not match with a table name or alias name used in the query.", 15)
+            raise SqlError(
+                107,
+                f"The column prefix '{node.table}' does not match with a table name or alias name used in the query.",
+                15,
+            )
         inner = node.this if isinstance(node, exp.Alias) else node
         name = node.alias if isinstance(node, exp.Alias) else node.name if isinstance(node, exp.Column) else ""
         value = self.value(inner, scope)
@@ -399,7 +429,9 @@ class Compiler:
             raise SqlError(102, "Incorrect syntax near ')': a derived table needs an alias.", 15)
         names = [c.name for c in alias.columns] or [c.name for c in columns]
         if len(names) != len(columns):
-            raise SqlError(8158, f"'{alias.name}' has a different number of columns than were specified in the column list.")
+            raise SqlError(
+                8158, f"'{alias.name}' has a different number of columns than were specified in the column list."
+            )
         if not all(names):
             raise SqlError(8155, f"No column name was specified for column {names.index('') + 1} of '{alias.name}'.")
         lowered = [n.lower() for n in names]
@@ -441,7 +473,11 @@ class Compiler:
                 if isinstance(node.right, exp.Any | exp.All):
                     raise cannot("compare with ANY or ALL")
                 return self.compare(self.value(node.left, scope), _COMPARE[type(node)], self.value(node.right, scope))
-        raise SqlError(4145, f"An expression of non-boolean type specified in a context where a condition is expected, near '{node.sql('tsql')[:60]}'.", 15)
+        raise SqlError(
+            4145,
+            f"An expression of non-boolean type specified in a context where a condition is expected, near '{node.sql('tsql')[:60]}'.",
+            15,
+        )
 
     def compare(self, a: Value, op: str, b: Value) -> str:
         a, b = self.settle(a, b)
@@ -463,7 +499,10 @@ class Compiler:
         if query := node.args.get("query"):
             sql, columns = self.query(query.this if isinstance(query, exp.Subquery) else query, scope)
             if len(columns) != 1:
-                raise SqlError(116, "Only one expression can be specified in the select list when the subquery is not introduced with EXISTS.")
+                raise SqlError(
+                    116,
+                    "Only one expression can be specified in the select list when the subquery is not introduced with EXISTS.",
+                )
             a, b = convert.comparable(self.adopt(value, columns[0].type), Value("q.c0", columns[0].type))
             return f"({a.sql} IN (SELECT {b.sql} FROM ({sql}) AS q(c0)))"
         pairs = [convert.comparable(*self.settle(value, self.value(e, scope))) for e in node.expressions]
@@ -510,7 +549,9 @@ class Compiler:
                 inner = self.value(node.this, scope)
                 return Value(f"(~{inner.sql})", inner.type)
             case exp.Add() | exp.Sub() | exp.Mul() | exp.Div() | exp.Mod():
-                return self.arithmetic(_ARITHMETIC[type(node)], self.value(node.left, scope), self.value(node.right, scope))
+                return self.arithmetic(
+                    _ARITHMETIC[type(node)], self.value(node.left, scope), self.value(node.right, scope)
+                )
             case exp.BitwiseAnd() | exp.BitwiseOr() | exp.BitwiseXor():
                 a, b = self.value(node.left, scope), self.value(node.right, scope)
                 t = unify([a.type, b.type])
@@ -535,7 +576,10 @@ class Compiler:
             case exp.Subquery() | exp.Select():
                 sql, columns = self.query(node.this if isinstance(node, exp.Subquery) else node, scope)
                 if len(columns) != 1:
-                    raise SqlError(116, "Only one expression can be specified in the select list when the subquery is not introduced with EXISTS.")
+                    raise SqlError(
+                        116,
+                        "Only one expression can be specified in the select list when the subquery is not introduced with EXISTS.",
+                    )
                 return Value(f"({sql})", columns[0].type)
             case exp.CurrentTimestamp():
                 return self.function("getdate", [], scope)
@@ -568,7 +612,7 @@ class Compiler:
 
     def column(self, node: exp.Column, scope: Scope) -> Value:
         name, table = node.name.lower(), node.table.lower()
-        schema = (node.args.get("db").name.lower()) if node.args.get("db") else ""
+        schema = node.db.lower()
         level: Scope | None = scope
         while level:
             found, matched = [], False
@@ -599,7 +643,9 @@ class Compiler:
         if "." in text:
             whole, fraction = text.split(".")
             digits = max(1, len(whole.lstrip("0")) + len(fraction))
-            return Value(f"CAST({text} AS DECIMAL({digits},{len(fraction)}))", SqlType("numeric", None, digits, len(fraction)))
+            return Value(
+                f"CAST({text} AS DECIMAL({digits},{len(fraction)}))", SqlType("numeric", None, digits, len(fraction))
+            )
         if int(text) < 2**31:
             return Value(f"CAST({text} AS INTEGER)", INT)
         return Value(f"CAST({text} AS DECIMAL({len(text)},0))", SqlType("numeric", None, len(text), 0))
@@ -618,12 +664,15 @@ class Compiler:
 
     def global_variable(self, name: str) -> Value:
         known = {
-            "dbts": ("getvariable('ms_dbts')", SqlType("varbinary", 8)),
+            "dbts": ("CAST(getvariable('ms_dbts') AS BLOB)", SqlType("varbinary", 8)),
             "trancount": ("CAST(getvariable('ms_trancount') AS INTEGER)", INT),
             "rowcount": ("CAST(getvariable('ms_rowcount') AS INTEGER)", INT),
             "identity": ("CAST(getvariable('ms_identity') AS DECIMAL(38,0))", SqlType("numeric", None, 38, 0)),
             "spid": ("CAST(getvariable('ms_spid') AS SMALLINT)", SqlType("smallint")),
-            "version": ("'Microsoft SQL Server 2022 (the Tidemark stand-in, not the real one) - 16.0.1000.6'", SqlType("nvarchar", 300)),
+            "version": (
+                "'Microsoft SQL Server 2022 (the Tidemark stand-in, not the real one) - 16.0.1000.6'",
+                SqlType("nvarchar", 300),
+            ),
             "servername": ("'STANDIN'", SYSNAME),
         }
         if name not in known:
@@ -636,8 +685,10 @@ class Compiler:
 
     def arithmetic(self, op: str, a: Value, b: Value) -> Value:
         a, b = self.settle(a, b)
-        if op == "+" and (a.type.name in TEXT or b.type.name in TEXT) and (
-            {a.type.name, b.type.name} <= TEXT | {"null", "unknown"}
+        if (
+            op == "+"
+            and (a.type.name in TEXT or b.type.name in TEXT)
+            and ({a.type.name, b.type.name} <= TEXT | {"null", "unknown"})
         ):
             wide = "n" if {a.type.name, b.type.name} & WIDE else ""
             length = a.type.size + b.type.size
@@ -735,9 +786,6 @@ class Compiler:
             return f"{name}({value.sql})", t
         if t.name not in NUMBERS or t.name == "bit":
             raise SqlError(8117, f"Operand data type {t.name} is invalid for {name} operator.")
-        if name in ("stdev", "stdevp", "var", "varp"):
-            call = {"stdev": "stddev_samp", "stdevp": "stddev_pop", "var": "var_samp", "varp": "var_pop"}[name]
-            return f"{call}({distinct}{value.sql})", FLOAT
         if t.name in INTEGERS:
             result = BIGINT if t.name == "bigint" else INT
             return (f"sum({distinct}{value.sql})" if name == "sum" else f"avg({distinct}{value.sql})"), result
@@ -765,6 +813,7 @@ class Compiler:
         if order := node.args.get("order"):
             over.append("ORDER BY " + ", ".join(self.ordered(o, scope) for o in order.expressions))
         if spec := node.args.get("spec"):
+
             def bound(key: str) -> str:
                 edge = spec.args.get(key) or "CURRENT ROW"
                 text = edge if isinstance(edge, str) else edge.name
@@ -801,7 +850,10 @@ class Compiler:
         value = self.value(node, scope)
         if value.type.name in TEXT:
             return value
-        return cast(self.adopt(value, make("nvarchar", 4000)), make("nvarchar", 4000) if value.type.name == "unknown" else make("varchar", 60))
+        return cast(
+            self.adopt(value, make("nvarchar", 4000)),
+            make("nvarchar", 4000) if value.type.name == "unknown" else make("varchar", 60),
+        )
 
     def moment(self, node: exp.Expr, scope: Scope) -> Value:
         """An argument as a DuckDB TIMESTAMP (UTC of a datetimeoffset), for date arithmetic."""
@@ -833,7 +885,9 @@ def _texts(template: str, result: Callable[[Value], SqlType] | SqlType | None = 
 
     def call(c: Compiler, args: list[exp.Expr], scope: Scope) -> Value:
         first = c.text(args[0], scope)
-        rest = [v.sql if (v := c.value(a, scope)).type.name in TEXT else cast(c.adopt(v, INT), BIGINT).sql for a in args[1:]]
+        rest = [
+            v.sql if (v := c.value(a, scope)).type.name in TEXT else cast(c.adopt(v, INT), BIGINT).sql for a in args[1:]
+        ]
         t = result if isinstance(result, SqlType) else result(first) if result else convert.variable(first.type)
         return Value(template.format(first.sql, *rest), t, first.exact)
 
@@ -893,13 +947,15 @@ def _iif(c: Compiler, args: list[exp.Expr], scope: Scope) -> Value:
 def _concat(c: Compiler, args: list[exp.Expr], scope: Scope) -> Value:
     values = [c.text(a, scope) for a in args]
     wide = any(v.type.name in WIDE for v in values)
-    length = -1 if any(v.type.length == -1 for v in values) else min(4000 if wide else 8000, sum(v.type.size for v in values))
+    length = (
+        -1
+        if any(v.type.length == -1 for v in values)
+        else min(4000 if wide else 8000, sum(v.type.size for v in values))
+    )
     inner = " || ".join(f"coalesce({v.sql}, '')" for v in values)
     return Value(f"({inner})", SqlType("nvarchar" if wide else "varchar", length))
 
 
-def _concat_ws(c: Compiler, args: list[exp.Expr], scope: Scope) -> Value:
-    return Value(f"concat_ws({', '.join(c.text(a, scope).sql for a in args)})", SqlType("nvarchar", 4000))
 
 
 def _left(c: Compiler, args: list[exp.Expr], scope: Scope) -> Value:
@@ -910,17 +966,25 @@ def _left(c: Compiler, args: list[exp.Expr], scope: Scope) -> Value:
 
 def _right(c: Compiler, args: list[exp.Expr], scope: Scope) -> Value:
     value = c.text(args[0], scope)
-    return Value(f"right({value.sql}, {cast(c.value(args[1], scope), INT).sql})", convert.variable(value.type), value.exact)
+    return Value(
+        f"right({value.sql}, {cast(c.value(args[1], scope), INT).sql})", convert.variable(value.type), value.exact
+    )
 
 
 def _substring(c: Compiler, args: list[exp.Expr], scope: Scope) -> Value:
     value = c.value(args[0], scope)
     start, count = cast(c.value(args[1], scope), INT).sql, cast(c.value(args[2], scope), INT).sql
     if value.type.name in BINARY:
-        return Value(f"unhex(substr(hex({value.sql}), 2 * {start} - 1, 2 * {count}))", SqlType("varbinary", value.type.length))
+        return Value(
+            f"unhex(substr(hex({value.sql}), 2 * {start} - 1, 2 * {count}))", SqlType("varbinary", value.type.length)
+        )
     value = c.text(args[0], scope)
     # A start below 1 counts off the length, as in T-SQL; DuckDB would count from the end.
-    return Value(f"substr({value.sql}, greatest({start}, 1), greatest(0, {count} + least({start} - 1, 0)))", convert.variable(value.type), value.exact)
+    return Value(
+        f"substr({value.sql}, greatest({start}, 1), greatest(0, {count} + least({start} - 1, 0)))",
+        convert.variable(value.type),
+        value.exact,
+    )
 
 
 def _datalength(c: Compiler, args: list[exp.Expr], scope: Scope) -> Value:
@@ -938,7 +1002,9 @@ def _round(c: Compiler, args: list[exp.Expr], scope: Scope) -> Value:
         if args[1].name != "0":
             raise cannot("truncate with ROUND to digits")
         return Value(f"CAST(trunc({value.sql}) AS {value.type.duck})", value.type)
-    return Value(f"CAST({word}({value.sql}, {cast(c.value(args[1], scope), INT).sql}) AS {value.type.duck})", value.type)
+    return Value(
+        f"CAST({word}({value.sql}, {cast(c.value(args[1], scope), INT).sql}) AS {value.type.duck})", value.type
+    )
 
 
 def _dateadd(c: Compiler, args: list[exp.Expr], scope: Scope) -> Value:
@@ -972,7 +1038,19 @@ def _datediff(result: SqlType) -> Handler:
             # Weeks turn on Sunday whatever DATEFIRST says: https://learn.microsoft.com/sql/t-sql/functions/datediff-transact-sql
             a, b = f"({a} + INTERVAL 1 DAY)", f"({b} + INTERVAL 1 DAY)"
         unit = {"dayofyear": "day", "weekday": "day"}.get(unit, unit)
-        if unit not in ("year", "quarter", "month", "week", "day", "hour", "minute", "second", "millisecond", "microsecond", "nanosecond"):
+        if unit not in (
+            "year",
+            "quarter",
+            "month",
+            "week",
+            "day",
+            "hour",
+            "minute",
+            "second",
+            "millisecond",
+            "microsecond",
+            "nanosecond",
+        ):
             raise SqlError(155, f"'{args[0].name}' is not a recognized datediff option.", 15)
         sql = f"date_diff('{unit}', {a}, {b})" if unit != "nanosecond" else f"1000 * date_diff('microsecond', {a}, {b})"
         if result.name == "int":
@@ -1012,7 +1090,9 @@ def _switchoffset(c: Compiler, args: list[exp.Expr], scope: Scope) -> Value:
 
 def _todatetimeoffset(c: Compiler, args: list[exp.Expr], scope: Scope) -> Value:
     value, minutes = c.value(args[0], scope), _minutes(c, args[1], scope)
-    t = make("datetimeoffset", value.type.scale if value.type.name == "datetime2" and value.type.scale is not None else 7)
+    t = make(
+        "datetimeoffset", value.type.scale if value.type.name == "datetime2" and value.type.scale is not None else 7
+    )
     return Value(f"ms.at({cast(value, make('datetime2')).sql} - to_minutes({minutes}), {minutes})", t)
 
 
@@ -1034,14 +1114,23 @@ def _hashbytes(c: Compiler, args: list[exp.Expr], scope: Scope) -> Value:
 
 def _charindex(c: Compiler, args: list[exp.Expr], scope: Scope) -> Value:
     start = cast(c.value(args[2], scope), INT).sql if len(args) > 2 else "1"
-    return Value(f"CAST(ms.char_index({c.text(args[0], scope).sql}, {c.text(args[1], scope).sql}, greatest({start}, 1)) AS INTEGER)", INT)
+    return Value(
+        f"CAST(ms.char_index({c.text(args[0], scope).sql}, {c.text(args[1], scope).sql}, greatest({start}, 1)) AS INTEGER)",
+        INT,
+    )
 
 
 def _replace(c: Compiler, args: list[exp.Expr], scope: Scope) -> Value:
     value, old, new = (c.text(a, scope) for a in args)
-    t = SqlType("nvarchar" if value.type.name in WIDE else "varchar", -1 if value.type.length == -1 else 4000 if value.type.name in WIDE else 8000)
+    t = SqlType(
+        "nvarchar" if value.type.name in WIDE else "varchar",
+        -1 if value.type.length == -1 else 4000 if value.type.name in WIDE else 8000,
+    )
     # By the default collation, REPLACE ignores case as comparisons do; the pattern is quoted by \Q...\E.
-    return Value(f"regexp_replace({value.sql}, '\\Q' || {old.sql} || '\\E', replace({new.sql}, '\\', '\\\\'), '{'g' if value.exact else 'gi'}')", t)
+    return Value(
+        f"regexp_replace({value.sql}, '\\Q' || {old.sql} || '\\E', replace({new.sql}, '\\', '\\\\'), '{'g' if value.exact else 'gi'}')",
+        t,
+    )
 
 
 def _server_property(c: Compiler, args: list[exp.Expr], scope: Scope) -> Value:
@@ -1052,7 +1141,12 @@ def _server_property(c: Compiler, args: list[exp.Expr], scope: Scope) -> Value:
 
 
 def _database_property(c: Compiler, args: list[exp.Expr], scope: Scope) -> Value:
-    known = {"updateability": "READ_WRITE", "status": "ONLINE", "collation": "SQL_Latin1_General_CP1_CI_AS", "recovery": "SIMPLE"}
+    known = {
+        "updateability": "READ_WRITE",
+        "status": "ONLINE",
+        "collation": "SQL_Latin1_General_CP1_CI_AS",
+        "recovery": "SIMPLE",
+    }
     text = known.get(args[1].name.lower())
     return Value(literal(text) if text else "NULL", SqlType("sql_variant"))
 
@@ -1064,59 +1158,50 @@ def _db_name(c: Compiler, args: list[exp.Expr], scope: Scope) -> Value:
 
 
 def _object_id(c: Compiler, args: list[exp.Expr], scope: Scope) -> Value:
-    parts = [p.strip("[]\"") for p in args[0].name.split(".")]
+    parts = [p.strip('[]"') for p in args[0].name.split(".")]
     schema, name = (parts[-2] if len(parts) > 1 else "dbo"), parts[-1]
     kinds = {"U": " AND kind = 'BASE TABLE'", "V": " AND kind = 'VIEW'"}
     only = kinds[args[1].name.upper()] if len(args) > 1 and args[1].name.upper() in kinds else ""
-    return Value(f"(SELECT min(object_id) FROM ms.objects WHERE schema_name = {literal(schema)} AND name = {literal(name)}{only})", INT)
+    return Value(
+        f"(SELECT min(object_id) FROM ms.objects WHERE schema_name = {literal(schema)} AND name = {literal(name)}{only})",
+        INT,
+    )
 
 
 def _schema_id(c: Compiler, args: list[exp.Expr], scope: Scope) -> Value:
-    return Value(f"(SELECT min(CAST(oid AS INTEGER)) FROM duckdb_schemas() WHERE schema_name = {literal(args[0].name)} AND NOT internal)", INT)
+    return Value(
+        f"(SELECT min(CAST(oid AS INTEGER)) FROM duckdb_schemas() WHERE schema_name = {literal(args[0].name)} AND NOT internal)",
+        INT,
+    )
 
 
-def _choose(c: Compiler, args: list[exp.Expr], scope: Scope) -> Value:
-    index = cast(c.value(args[0], scope), INT)
-    values = [c.value(a, scope) for a in args[1:]]
-    return c.choice([f"{index.sql} = {i}" for i in range(1, len(args))], [*values, Value("NULL", SqlType("null"))])
 
 
-def _stuff(c: Compiler, args: list[exp.Expr], scope: Scope) -> Value:
-    text, new = c.text(args[0], scope), c.text(args[3], scope).sql
-    start, count = (cast(c.value(a, scope), INT).sql for a in args[1:3])
-    return Value(f"(left({text.sql}, {start} - 1) || coalesce({new}, '') || substr({text.sql}, {start} + {count}))", convert.variable(make("nvarchar", 4000)))
 
 
-def _datefromparts(c: Compiler, args: list[exp.Expr], scope: Scope) -> Value:
-    return Value(f"make_date({', '.join(cast(c.value(a, scope), INT).sql for a in args[:3])})", SqlType("date"))
 
 
-def _isnumeric(c: Compiler, args: list[exp.Expr], scope: Scope) -> Value:
-    return Value(f"CAST(CASE WHEN TRY_CAST({c.text(args[0], scope).sql} AS DOUBLE) IS NULL THEN 0 ELSE 1 END AS INTEGER)", INT)
 
 
 FUNCTIONS: dict[str, Handler] = {
-    "coalesce": _coalesce, "isnull": _isnull, "nullif": _nullif, "iif": _iif, "choose": _choose,
+    "coalesce": _coalesce, "isnull": _isnull, "nullif": _nullif, "iif": _iif,
     "lower": _texts("lower({0})"), "upper": _texts("upper({0})"), "ltrim": _texts("ltrim({0}, ' ')"),
-    "rtrim": _texts("rtrim({0}, ' ')"), "reverse": _texts("reverse({0})"), "replicate": _texts("repeat({0}, {1})", SqlType("nvarchar", 4000)),
-    "len": _texts("CAST(length(rtrim({0}, ' ')) AS INTEGER)", INT), "datalength": _datalength, "left": _left, "right": _right,
-    "substring": _substring, "replace": _replace, "charindex": _charindex, "stuff": _stuff, "concat": _concat, "concat_ws": _concat_ws,
-    "unicode": _texts("CAST(unicode({0}) AS INTEGER)", INT), "ascii": _texts("CAST(ascii({0}) AS INTEGER)", INT),
+    "rtrim": _texts("rtrim({0}, ' ')"), "reverse": _texts("reverse({0})"),
+    "replicate": _texts("repeat({0}, {1})", SqlType("nvarchar", 4000)), "unicode": _texts("unicode({0})", INT),
     "char": _number("chr({0})", SqlType("char", 1)), "nchar": _number("chr({0})", SqlType("nchar", 1)),
-    "space": _number("repeat(' ', {0})", SqlType("varchar", 8000)), "isnumeric": _isnumeric,
-    "abs": _number("abs({0})"), "sign": _number("sign({0})"), "floor": _whole("floor({0})"), "ceiling": _whole("ceil({0})"),
-    "round": _round, "power": _number("pow({0}, {1})"), "sqrt": _number("sqrt({0})", FLOAT), "exp": _number("exp({0})", FLOAT),
-    "log": _number("ln({0})", FLOAT), "log10": _number("log10({0})", FLOAT),
+    "len": _texts("CAST(length(rtrim({0}, ' ')) AS INTEGER)", INT), "datalength": _datalength, "left": _left, "right": _right,
+    "substring": _substring, "replace": _replace, "charindex": _charindex, "concat": _concat,
+    "abs": _number("abs({0})"), "floor": _whole("floor({0})"), "ceiling": _whole("ceil({0})"),
+    "round": _round, "power": _number("pow({0}, {1})"), "sqrt": _number("sqrt({0})", FLOAT),
     "sysutcdatetime": _clock(NOW, make("datetime2")), "sysdatetime": _clock(NOW, make("datetime2")),
     "getutcdate": _clock(f"ms.datetime({NOW})", SqlType("datetime")), "getdate": _clock(f"ms.datetime({NOW})", SqlType("datetime")),
     "sysdatetimeoffset": _clock(f"ms.at({NOW}, 0)", make("datetimeoffset")),
-    "min_active_rowversion": _clock("getvariable('ms_min_active')", SqlType("varbinary", 8)),
+    "min_active_rowversion": _clock("CAST(getvariable('ms_min_active') AS BLOB)", SqlType("varbinary", 8)),
     "scope_identity": _clock("CAST(getvariable('ms_identity') AS DECIMAL(38,0))", SqlType("numeric", None, 38, 0)),
     "dateadd": _dateadd, "datediff": _datediff(INT), "datediff_big": _datediff(BIGINT), "datepart": _datepart,
-    "year": _part("year"), "month": _part("month"), "day": _part("day"), "eomonth": _eomonth, "datefromparts": _datefromparts,
+    "year": _part("year"), "month": _part("month"), "day": _part("day"), "eomonth": _eomonth,
     "switchoffset": _switchoffset, "todatetimeoffset": _todatetimeoffset,
     "newid": lambda c, args, scope: Value("uuid()", SqlType("uniqueidentifier")),
-    "newsequentialid": lambda c, args, scope: Value("uuid()", SqlType("uniqueidentifier")),
     "hashbytes": _hashbytes, "db_name": _db_name, "serverproperty": _server_property,
     "databasepropertyex": _database_property, "object_id": _object_id, "schema_id": _schema_id,
     "suser_sname": lambda c, args, scope: Value("'sa'", SYSNAME), "user_name": lambda c, args, scope: Value("'dbo'", SYSNAME),

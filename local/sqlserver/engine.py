@@ -11,6 +11,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,6 +27,7 @@ from .statements import Plan, compile_statement
 
 LOCK_TIMEOUT = 30.0  # seconds that a writer waits for another before 1222
 REPLAY_LIMIT = 50_000  # statements of a transaction that are kept for playing again
+CACHED = 20_000  # characters of a statement that is worth remembering
 CHUNK = 2_048  # rows fetched and encoded at a time
 
 Parameters = dict[str, tuple[int, SqlType]]
@@ -105,7 +107,11 @@ class Engine:
             if name.lower() == "master":
                 raise SqlError(3708, "Cannot drop the database 'master' because it is a system database.")
             if self.databases.pop(name.lower(), None) is None and not quiet:
-                raise SqlError(3701, f"Cannot drop the database '{name}', because it does not exist or you do not have permission.", 11)
+                raise SqlError(
+                    3701,
+                    f"Cannot drop the database '{name}', because it does not exist or you do not have permission.",
+                    11,
+                )
 
 
 @dataclass(slots=True)
@@ -142,7 +148,8 @@ class Session:
     def cancel(self) -> None:
         """Stops the running statement, from another thread."""
         self.cancelled.set()
-        self.con.interrupt()
+        with suppress(duckdb.Error):  # closed at the same moment
+            self.con.interrupt()
         self.db.transaction_ended()
 
     def close(self) -> None:
@@ -169,7 +176,9 @@ class Session:
 
     # ---- batches
 
-    def batch(self, sql: str, parameters: Parameters | None = None, values: dict[int, Any] | None = None) -> Iterator[Outcome]:
+    def batch(
+        self, sql: str, parameters: Parameters | None = None, values: dict[int, Any] | None = None
+    ) -> Iterator[Outcome]:
         """Runs the statements of a batch one by one. Raises SqlError or Cancelled; then the rest of the batch is not run."""
         if command := self._command(sql):
             yield from command
@@ -189,13 +198,15 @@ class Session:
                 plan = compile_statement(node, self, parameters, sql, self.identity_insert)
             except duckdb.Error as e:
                 raise translate(e) from None
-            if not private and plan.kind != "ddl":
+            if not private and plan.kind != "ddl" and len(sql) < CACHED:
                 if len(self.db.plans) > 2_000:
                     self.db.plans.clear()
                 self.db.plans[key] = plan
         return plan
 
-    def _statement(self, node: exp.Expr, sql: str, index: int, parameters: Parameters, values: dict[int, Any]) -> Iterator[Outcome]:
+    def _statement(
+        self, node: exp.Expr, sql: str, index: int, parameters: Parameters, values: dict[int, Any]
+    ) -> Iterator[Outcome]:
         match node:
             case exp.Set() | exp.Command() | exp.Use():
                 command = self._command(node.sql("tsql"))
@@ -221,8 +232,12 @@ class Session:
                 branch = node.args["true"] if self._condition(node.this, parameters, values) else node.args.get("false")
                 block = branch.expressions if isinstance(branch, exp.Block) else [branch] if branch else []
                 for i, inner in enumerate(block):
-                    yield from self._statement(inner, f"{sql}\0{branch is node.args['true']}", index * 1000 + i, parameters, values)
-            case exp.ExecuteSql() if len(node.expressions) == 1 and isinstance(node.expressions[0], exp.Literal | exp.National):
+                    yield from self._statement(
+                        inner, f"{sql}\0{branch is node.args['true']}", index * 1000 + i, parameters, values
+                    )
+            case exp.ExecuteSql() if len(node.expressions) == 1 and isinstance(
+                node.expressions[0], exp.Literal | exp.National
+            ):
                 yield from self.batch(node.expressions[0].name)
             case _:
                 yield self.run(self.plan(node, sql, index, parameters), values)
@@ -399,7 +414,9 @@ class Session:
             return
         if len(transaction.log) > REPLAY_LIMIT:
             self.rollback()
-            raise cannot(f"go on with a transaction of more than {REPLAY_LIMIT} statements after an error; it is rolled back")
+            raise cannot(
+                f"go on with a transaction of more than {REPLAY_LIMIT} statements after an error; it is rolled back"
+            )
         self.con.execute("BEGIN")
         transaction.live = True
         for plan, arguments in transaction.log:
@@ -408,10 +425,8 @@ class Session:
 
     def _lose(self) -> None:
         """After an error DuckDB's transaction is of no more use. An autocommitted one is over, another is played again later."""
-        try:
+        with suppress(duckdb.Error):  # There may be none.
             self.con.execute("ROLLBACK")
-        except duckdb.Error:
-            pass  # There was none.
         if self.transaction:
             self.transaction.live = False
             if not self.transaction.log:
@@ -485,8 +500,11 @@ _PARSED: dict[str, list[exp.Expr]] = {}
 
 
 def _parsed(sql: str) -> list[exp.Expr]:
-    if sql not in _PARSED:
-        if len(_PARSED) > 2_000:
-            _PARSED.clear()
-        _PARSED[sql] = parse(sql)
-    return _PARSED[sql]
+    nodes = _PARSED.get(sql)
+    if nodes is None:
+        nodes = parse(sql)
+        if len(sql) < CACHED:
+            if len(_PARSED) > 2_000:
+                _PARSED.clear()
+            _PARSED[sql] = nodes
+    return nodes

@@ -55,13 +55,19 @@ def translate(error: Exception) -> Exception:
         return SqlError(
             515, f"Cannot insert the value NULL into column '{null[2].strip()}', table '{null[1]}'; column does not allow nulls.", state=2
         )  # fmt: skip
+    if schema := re.search(r"Schema with name (.+?) does not exist", text):
+        return SqlError(2760, f'The specified schema name "{schema[1]}" either does not exist or you do not have permission to use it.')
+    if grouped := re.search(r'column "(.+?)" must appear in the GROUP BY clause', text):
+        return SqlError(8120, f"Column '{grouped[1]}' is invalid in the select list because it is not contained in either an aggregate function or the GROUP BY clause.")
     if "CHECK constraint" in text:
         return SqlError(547, "The statement conflicted with a CHECK constraint.")
     if isinstance(error, duckdb.ConversionException):
         if re.search(r"timestamp|date|time field", text):
             return SqlError(241, "Conversion failed when converting date and/or time from character string.")
         if text_value := re.search(r"Could not convert string '(.*)' to (\w+)", text):
-            return SqlError(245, f"Conversion failed when converting the varchar value '{text_value[1]}' to data type int.")
+            return SqlError(
+                245, f"Conversion failed when converting the varchar value '{text_value[1]}' to data type int."
+            )
         if small := re.search(r"with value (\S+) can't be cast .* type (UINT8|INT16)", text):
             name = "tinyint" if small[2] == "UINT8" else "smallint"
             return SqlError(220, f"Arithmetic overflow error for data type {name}, value = {small[1]}.")

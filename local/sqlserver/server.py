@@ -8,7 +8,7 @@ import re
 import socket
 import struct
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 from . import wire
@@ -172,30 +172,30 @@ class Connection:
     def _tokens(self, outcomes: Iterable[Outcome], token: int, *, metadata: bool = True) -> None:
         """Writes a batch's outcomes; inside a procedure (token DONEINPROC) the caller writes the last DONE."""
         assert self.session is not None
-        pending: bytes | None = None
-        procedure = token == DONE_IN_PROC
-        for outcome in outcomes:
+        pending: tuple[int | None, int] | None = None  # count and command of a DONE that waits to know whether it is the last
+        try:
+            for outcome in outcomes:
+                if pending:
+                    self.link.write(wire.done(token, DONE_MORE, *pending))
+                    pending = None
+                count = outcome.count
+                if outcome.columns is not None:
+                    self.link.write(wire.metadata(outcome.columns) if metadata else b"\x81\xff\xff")
+                    count = 0
+                    for chunk in outcome.chunks or ():
+                        count += len(chunk)
+                        self.link.write(wire.rows(outcome.columns, chunk))
+                if outcome.transaction:
+                    self.link.write(self._transaction_change(outcome.transaction))
+                if outcome.database:
+                    self.link.write(wire.env_change(1, wire.text8(outcome.database), wire.text8("")))
+                pending = count if self.session.count_rows else None, outcome.command
+        except Exception:
             if pending:
-                self.link.write(pending)
-            pending = None
-            count = outcome.count
-            if outcome.columns is not None:
-                self.link.write(wire.metadata(outcome.columns) if metadata else b"\x81\xff\xff")
-                count = 0
-                for chunk in outcome.chunks or ():
-                    count += len(chunk)
-                    self.link.write(wire.rows(outcome.columns, chunk))
-            if outcome.transaction:
-                self.link.write(self._transaction_change(outcome.transaction))
-            if outcome.database:
-                self.link.write(wire.env_change(1, wire.text8(outcome.database), wire.text8("")))
-            shown = count if self.session.count_rows else None
-            pending = wire.done(token, DONE_MORE, shown, outcome.command)
-            last = wire.done(token, 0, shown, outcome.command)
-        if not procedure:
-            self.link.write(last if pending else wire.done(token))
-        elif pending:
-            self.link.write(pending)
+                self.link.write(wire.done(token, DONE_MORE, *pending))
+            raise
+        if pending or token == DONE:
+            self.link.write(wire.done(token, DONE_MORE if token == DONE_IN_PROC else 0, *(pending or (None, 0))))
 
     def _transaction_change(self, kind: int) -> bytes:
         if kind == 8:
@@ -249,7 +249,11 @@ class Connection:
 
     def _read_call(self, r: Reader) -> tuple[str, int, list[tuple[str, int, SqlType, Any]]]:
         length = r.u16()
-        name = _PROCEDURES.get(number := r.u16(), f"procedure {number}") if length == 0xFFFF else r.take(2 * length).decode("utf-16-le")
+        name = (
+            _PROCEDURES.get(number := r.u16(), f"procedure {number}")
+            if length == 0xFFFF
+            else r.take(2 * length).decode("utf-16-le")
+        )
         options, values = r.u16(), []
         while r.more():
             if r.data[r.at] in (0x80, 0xFE, 0xFF):
@@ -276,7 +280,9 @@ class Connection:
         for i, (_, values) in enumerate(run):
             more = 0 if last and i == len(run) - 1 else DONE_MORE
             if done:
-                self.link.write(wire.done(DONE_IN_PROC, DONE_MORE, 1, 0xC3) + wire.RETURN_STATUS + wire.done(DONE_PROC, more))
+                self.link.write(
+                    wire.done(DONE_IN_PROC, DONE_MORE, 1, 0xC3) + wire.RETURN_STATUS + wire.done(DONE_PROC, more)
+                )
                 continue
             try:
                 self._tokens(self.session.batch(sql, parameters, values), DONE_IN_PROC, metadata=False)
@@ -346,6 +352,3 @@ def declarations(text: str) -> Parameters:
         out[name.lower()] = (len(out) + 1, make(kind.lower(), *numbers))
     return out
 
-
-def rows_of(columns: list[wire.Column], rows: list[tuple[Any, ...]]) -> Iterator[Outcome]:
-    yield Outcome(columns, iter([rows] if rows else []))

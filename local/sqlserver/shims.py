@@ -30,11 +30,13 @@ CREATE MACRO ms.bytes_int(x) AS CAST(CAST(unhex(lpad(right(hex(x), 16), 16, '0')
 CREATE MACRO ms.utf16(s) AS unhex(array_to_string(list_transform(string_split(s, ''), lambda c: CASE
     WHEN unicode(c) <= 65535 THEN right(lpad(to_hex(unicode(c)), 4, '0'), 2) || left(lpad(to_hex(unicode(c)), 4, '0'), 2)
     ELSE error('[[40000]]The stand-in cannot turn this character into bytes.') END), ''));
-CREATE MACRO ms.time_us(us, scale) AS CAST(round(us / pow(10, 6 - scale)) AS BIGINT) * CAST(pow(10, 6 - scale) AS BIGINT);
+CREATE MACRO ms.year_one() AS 62135596800000000;
+CREATE MACRO ms.to_step(us, step) AS (us + ms.year_one() + step // 2) // step * step - ms.year_one();
+CREATE MACRO ms.time_us(us, scale) AS ms.to_step(us, CAST(pow(10, 6 - scale) AS BIGINT));
 CREATE MACRO ms.round_ts(x, scale) AS make_timestamp(ms.time_us(epoch_us(x), scale));
 CREATE MACRO ms.round_time(x, scale) AS CAST(make_timestamp(ms.time_us(epoch_us(x), scale)) AS TIME);
-CREATE MACRO ms.datetime(x) AS make_timestamp(CAST(round(CAST(round(epoch_us(x) * 3 / 10000.0) AS BIGINT) * 10000 / 3.0) AS BIGINT));
-CREATE MACRO ms.smalldatetime(x) AS make_timestamp(CAST(round(epoch_us(x) / 60000000.0) AS BIGINT) * 60000000);
+CREATE MACRO ms.datetime(x) AS make_timestamp((((epoch_us(x) + ms.year_one()) * 3 + 5000) // 10000 * 20000 + 3) // 6 - ms.year_one());
+CREATE MACRO ms.smalldatetime(x) AS make_timestamp(ms.to_step(epoch_us(x), 60000000));
 CREATE MACRO ms.parse_ts(s) AS CASE
     WHEN regexp_full_match(trim(s), '\d{8}( .*)?') THEN CAST(left(trim(s), 4) || '-' || substr(trim(s), 5, 2) || '-' || substr(trim(s), 7) AS TIMESTAMP)
     WHEN regexp_full_match(trim(s), '\d{1,2}:.*') THEN CAST('1900-01-01 ' || trim(s) AS TIMESTAMP)
@@ -47,9 +49,9 @@ CREATE MACRO ms.parse_dto(s) AS ms.at(ms.parse_ts(s) - to_minutes(ms.parse_offse
 CREATE MACRO ms.local(x) AS (x).utc + to_minutes((x).m);
 CREATE MACRO ms.offset_text(m) AS (CASE WHEN m < 0 THEN '-' ELSE '+' END) || lpad(CAST(abs(m) // 60 AS VARCHAR), 2, '0') || ':' || lpad(CAST(abs(m) % 60 AS VARCHAR), 2, '0');
 CREATE MACRO ms.fraction(us, scale) AS CASE WHEN scale = 0 THEN '' ELSE '.' || left(lpad(CAST(us % 1000000 AS VARCHAR), 6, '0') || '0', scale) END;
-CREATE MACRO ms.ts_text(x, format, scale) AS strftime(x, format) || ms.fraction(epoch_us(x) + 62135596800000000, scale);
+CREATE MACRO ms.ts_text(x, format, scale) AS strftime(x, format) || ms.fraction(epoch_us(x) + ms.year_one(), scale);
 CREATE MACRO ms.iso_text(x, scale) AS strftime(x, '%Y-%m-%dT%H:%M:%S')
-    || CASE WHEN (epoch_us(x) + 62135596800000000) % 1000000 = 0 THEN '' ELSE ms.fraction(epoch_us(x) + 62135596800000000, scale) END;
+    || CASE WHEN (epoch_us(x) + ms.year_one()) % 1000000 = 0 THEN '' ELSE ms.fraction(epoch_us(x) + ms.year_one(), scale) END;
 CREATE MACRO ms.time_text(x, scale) AS strftime(CAST(DATE '1900-01-01' + x AS TIMESTAMP), '%H:%M:%S') || ms.fraction(epoch_us(x), scale);
 CREATE MACRO ms.float_text(x) AS CASE WHEN x = trunc(x) AND abs(x) < 1000000 THEN CAST(CAST(x AS BIGINT) AS VARCHAR) ELSE printf('%.6g', x) END;
 CREATE MACRO ms.int_text(s) AS CASE WHEN regexp_full_match(s, '\s*[+-]?\d*\s*') THEN CASE WHEN trim(s) = '' THEN '0' ELSE trim(s) END

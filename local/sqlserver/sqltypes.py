@@ -25,9 +25,41 @@ TEMPORAL = frozenset({"date", "time", "datetimeoffset", *DATETIMES})
 PRECEDENCE = {
     name: rank
     for rank, name in enumerate(
-        "null unknown binary varbinary image geography char varchar nchar nvarchar text ntext uniqueidentifier timestamp "
-        "bit tinyint smallint int bigint smallmoney money numeric decimal real float time date smalldatetime datetime "
-        "datetime2 datetimeoffset xml sql_variant".split()
+        [
+            "null",
+            "unknown",
+            "binary",
+            "varbinary",
+            "image",
+            "geography",
+            "char",
+            "varchar",
+            "nchar",
+            "nvarchar",
+            "text",
+            "ntext",
+            "uniqueidentifier",
+            "timestamp",
+            "bit",
+            "tinyint",
+            "smallint",
+            "int",
+            "bigint",
+            "smallmoney",
+            "money",
+            "numeric",
+            "decimal",
+            "real",
+            "float",
+            "time",
+            "date",
+            "smalldatetime",
+            "datetime",
+            "datetime2",
+            "datetimeoffset",
+            "xml",
+            "sql_variant",
+        ]
     )
 }
 

@@ -48,7 +48,9 @@ class Plan:
     inferred: dict[int, SqlType] = field(default_factory=dict)
 
 
-def compile_statement(node: exp.Expr, catalog: Catalog, params: dict[str, tuple[int, SqlType]], text: str, identity_insert: bool) -> Plan:
+def compile_statement(
+    node: exp.Expr, catalog: Catalog, params: dict[str, tuple[int, SqlType]], text: str, identity_insert: bool
+) -> Plan:
     """The plan of one statement. Raises SqlError with SQL Server's number where there is one."""
     c = Compiler(catalog, params)
     match node:
@@ -88,14 +90,16 @@ def _query(c: Compiler, node: exp.Expr) -> Plan:
     return Plan("query", f"SELECT {items} FROM ({sql}) AS q({', '.join(names)})", columns)
 
 
-def _returning(c: Compiler, node: exp.Expr, table: TableInfo, allowed: str, prefix: str) -> tuple[str, list[wire.Column]]:
-    """OUTPUT as DuckDB's RETURNING."""
+def _returning(
+    c: Compiler, node: exp.Expr, table: TableInfo, prefix: str
+) -> tuple[str, list[wire.Column]]:
+    """OUTPUT inserted.x as DuckDB's RETURNING."""
     clause = node.args.get("returning")
     if not clause:
         return "", []
     if clause.args.get("into"):
         raise cannot("OUTPUT INTO a table")
-    scope = Scope(sources=[Source(allowed, [Output(i.name, i.type) for i in table.columns], table, prefix)])
+    scope = Scope(sources=[Source("inserted", [Output(i.name, i.type) for i in table.columns], table, prefix)])
     columns, items = [], []
     for projection in clause.expressions:
         for sql, output in c.projection(projection, scope):
@@ -127,7 +131,10 @@ def _insert(c: Compiler, node: exp.Insert, identity_insert: bool) -> Plan:
         if col.type.name == "timestamp":
             raise SqlError(273, "Cannot insert an explicit value into a timestamp column. Use INSERT with a column list to exclude the timestamp column, or insert a DEFAULT into the timestamp column.")  # fmt: skip
         if col.sequence and not identity_insert:
-            raise SqlError(544, f"Cannot insert explicit value for identity column in table '{table.name}' when IDENTITY_INSERT is set to OFF.")
+            raise SqlError(
+                544,
+                f"Cannot insert explicit value for identity column in table '{table.name}' when IDENTITY_INSERT is set to OFF.",
+            )
     scope = Scope()
     prefix = c.with_clause(node, scope)
     inner = [f"c{i}" for i in range(len(columns))]
@@ -140,7 +147,11 @@ def _insert(c: Compiler, node: exp.Insert, identity_insert: bool) -> Plan:
         for row in node.expression.expressions:
             if len(row.expressions) != len(columns):
                 number, what = (110, "fewer") if len(row.expressions) < len(columns) else (109, "more")
-                raise SqlError(number, f"There are {what} columns in the INSERT statement than values specified in the VALUES clause.", 15)
+                raise SqlError(
+                    number,
+                    f"There are {what} columns in the INSERT statement than values specified in the VALUES clause.",
+                    15,
+                )
             rows.append([
                 _default(c, col) if _is_default(e) else c.adopt(c.value(e, scope), col.type)
                 for e, col in zip(row.expressions, columns, strict=True)
@@ -153,12 +164,18 @@ def _insert(c: Compiler, node: exp.Insert, identity_insert: bool) -> Plan:
         single = node.expression.expressions[0].expressions
         if len(rows) == 1 and all(isinstance(e, exp.Parameter) and isinstance(e.this, exp.Var) for e in single):
             numbers = [c.params[e.name.lower()][0] for e in single]
-            lists = ", ".join(f"unnest(CAST($p{n} AS {t.duck}[])) AS {name}" for n, t, name in zip(numbers, types, inner, strict=True))
+            lists = ", ".join(
+                f"unnest(CAST($p{n} AS {t.duck}[])) AS {name}" for n, t, name in zip(numbers, types, inner, strict=True)
+            )
             bulk_source = f"(SELECT {lists}) AS s"
     else:
         sql, outputs = c.query(node.expression, scope)
         if len(outputs) != len(columns):
-            raise SqlError(120 if len(outputs) < len(columns) else 121, "The select list for the INSERT statement does not match the number of its columns.", 15)
+            raise SqlError(
+                120 if len(outputs) < len(columns) else 121,
+                "The select list for the INSERT statement does not match the number of its columns.",
+                15,
+            )
         types = [o.type for o in outputs]
         source_sql = f"({sql}) AS s({', '.join(inner)})"
     given = [Value(f"s.{n}", t) for n, t in zip(inner, types, strict=True)]
@@ -178,7 +195,7 @@ def _insert(c: Compiler, node: exp.Insert, identity_insert: bool) -> Plan:
             values[col.name] = _NEXT_VERSION
         else:
             values[col.name] = cast(_default(c, col), col.type, column=col.name).sql
-    returning, outputs_ = _returning(c, node, table, "inserted", "")
+    returning, outputs_ = _returning(c, node, table, "")
     head = f"{prefix}INSERT INTO {table.sql} ({', '.join(map(quote, values))}) SELECT "
     row_version = any(col.type.name == "timestamp" for col in table.columns)
     listed = ", ".join(values.values())
@@ -234,7 +251,9 @@ def _update(c: Compiler, node: exp.Update) -> Plan:
             raise SqlError(272, "Cannot update a timestamp column.")
         if col.sequence:
             raise SqlError(8102, f"Cannot update identity column '{col.name}'.")
-        value = _default(c, col) if _is_default(assignment.right) else c.adopt(c.value(assignment.right, scope), col.type)
+        value = (
+            _default(c, col) if _is_default(assignment.right) else c.adopt(c.value(assignment.right, scope), col.type)
+        )
         names.append(col.name)
         values.append(cast(value, col.type, column=col.name).sql)
     where = f" WHERE {c.predicate(node.args['where'].this, scope)}" if node.args.get("where") else ""
@@ -247,11 +266,11 @@ def _update(c: Compiler, node: exp.Update) -> Plan:
         inner = f"{prefix}SELECT {quote(alias)}.rowid AS row_id, {picked}{source}{where}{once}"
         sets = ", ".join([*(f"{quote(n)} = s.v{i}" for i, n in enumerate(names)), *bump])
         sql = f"UPDATE {table.sql} AS t SET {sets} FROM ({inner}) AS s WHERE t.rowid = s.row_id"
-        returning, columns = _returning(c, node, table, "inserted", "t.")
+        returning, columns = _returning(c, node, table, "t.")
     else:
         sets = ", ".join([*(f"{quote(n)} = {v}" for n, v in zip(names, values, strict=True)), *bump])
         sql = f"UPDATE {table.sql} AS {quote(alias)} SET {sets}{where}"
-        returning, columns = _returning(c, node, table, "inserted", "")
+        returning, columns = _returning(c, node, table, "")
     return Plan("write", sql + returning, columns, row_version=bool(versions))
 
 
@@ -259,11 +278,10 @@ def _delete(c: Compiler, node: exp.Delete) -> Plan:
     table, alias, parts, scope = _target(c, node, node.this)
     prefix, source = parts.split("\0")
     where = f" WHERE {c.predicate(node.args['where'].this, scope)}" if node.args.get("where") else ""
-    returning, columns = _returning(c, node, table, "deleted", "")
     if not where and len(scope.sources) == 1 and not prefix:
-        return Plan("write", f"DELETE FROM {table.sql}{returning}", columns)
+        return Plan("write", f"DELETE FROM {table.sql}")
     rows = f"{prefix}SELECT {quote(alias)}.rowid{source}{where}"
-    return Plan("write", f"DELETE FROM {table.sql} WHERE rowid IN ({rows}){returning}", columns)
+    return Plan("write", f"DELETE FROM {table.sql} WHERE rowid IN ({rows})")
 
 
 # ---- DDL
@@ -290,7 +308,7 @@ def _remember(schema: str, name: str, kind: str, columns: list[ColumnInfo], defi
 
 
 def _create(c: Compiler, node: exp.Create, text: str) -> Plan:
-    kind = node.kind.upper()
+    kind = (node.kind or "").upper()
     if kind == "SCHEMA":
         return Plan("ddl", "", steps=[f"CREATE SCHEMA {quote(node.this.db or node.this.name)}"])
     if kind.endswith("INDEX"):
@@ -314,13 +332,17 @@ def _create_index(c: Compiler, node: exp.Create) -> Plan:
         return Plan("ddl", "")  # DuckDB scans fast enough, and an index would turn updates into deletes and inserts.
     if index.args["params"].args.get("where"):
         return Plan("ddl", "")  # A filtered unique index is not enforced.
-    return Plan("ddl", "", steps=[f"CREATE UNIQUE INDEX {quote(index.name)} ON {table.sql} ({', '.join(map(quote, columns))})"])
+    return Plan(
+        "ddl", "", steps=[f"CREATE UNIQUE INDEX {quote(index.name)} ON {table.sql} ({', '.join(map(quote, columns))})"]
+    )
 
 
 def _create_view(c: Compiler, target: exp.Expr, query: exp.Expr, text: str, *, replace: bool) -> Plan:
     names: list[str] = []
     if isinstance(target, exp.Schema):
         names, target = [e.name for e in target.expressions], target.this
+    if not isinstance(target, exp.Table):
+        raise cannot("name a view this way")
     schema, name = table_name(target, c.catalog)
     existing = c.catalog.table(schema, name)
     if existing and not replace:
@@ -332,11 +354,17 @@ def _create_view(c: Compiler, target: exp.Expr, query: exp.Expr, text: str, *, r
         raise SqlError(156, "A view takes no parameters.", 15)
     names = names or [o.name for o in outputs]
     if not all(names):
-        raise SqlError(4511, f"Create View or Function failed because no column name was specified for column {names.index('') + 1}.")
+        raise SqlError(
+            4511,
+            f"Create View or Function failed because no column name was specified for column {names.index('') + 1}.",
+        )
     lowered = [n.lower() for n in names]
     for n in names:
         if lowered.count(n.lower()) > 1:
-            raise SqlError(4506, f"Column names in each view or function must be unique. Column name '{n}' in view or function '{name}' is specified more than once.")
+            raise SqlError(
+                4506,
+                f"Column names in each view or function must be unique. Column name '{n}' in view or function '{name}' is specified more than once.",
+            )
     columns = [ColumnInfo(n, o.type) for n, o in zip(names, outputs, strict=True)]
     full = f"{quote(schema)}.{quote(name)}"
     steps = [
@@ -347,7 +375,9 @@ def _create_view(c: Compiler, target: exp.Expr, query: exp.Expr, text: str, *, r
     return Plan("ddl", "", steps=steps)
 
 
-def _column(c: Compiler, node: exp.ColumnDef, schema: str, table: str, others: list[ColumnInfo]) -> tuple[ColumnInfo, str, list[str]]:
+def _column(
+    c: Compiler, node: exp.ColumnDef, schema: str, table: str, others: list[ColumnInfo]
+) -> tuple[ColumnInfo, str, list[str]]:
     """A column's facts, its DuckDB definition, and statements that must come first."""
     name, nullable, default, sequence, extra, steps = node.name, True, None, None, "", []
     computed = next((k.kind for k in node.constraints if isinstance(k.kind, exp.ComputedColumnConstraint)), None)
@@ -355,7 +385,13 @@ def _column(c: Compiler, node: exp.ColumnDef, schema: str, table: str, others: l
         scope = Scope(sources=[Source(table, [Output(o.name, o.type) for o in others], None, "")])
         value = c.value(computed.this, scope)
         sql_text = computed.this.sql("tsql")
-        return ColumnInfo(name, value.type, computed=sql_text), f"{quote(name)} {value.type.duck} GENERATED ALWAYS AS ({value.sql})", []
+        return (
+            ColumnInfo(name, value.type, computed=sql_text),
+            f"{quote(name)} {value.type.duck} GENERATED ALWAYS AS ({value.sql})",
+            [],
+        )
+    if node.kind is None:
+        raise SqlError(173, f"The definition for column '{name}' must include a data type.", 15)
     t = from_node(node.kind)
     for constraint in node.constraints:
         kind = constraint.kind
@@ -372,10 +408,14 @@ def _column(c: Compiler, node: exp.ColumnDef, schema: str, table: str, others: l
             case exp.GeneratedAsIdentityColumnConstraint():
                 start, step = kind.args.get("start"), kind.args.get("increment")
                 sequence = f"ms.{quote(f'id {schema}.{table}.{name}')}"
-                steps.append(f"CREATE OR REPLACE SEQUENCE {sequence} START {start.name if start else 1} INCREMENT {step.name if step else 1}")
+                steps.append(
+                    f"CREATE OR REPLACE SEQUENCE {sequence} START {start.name if start else 1} INCREMENT {step.name if step else 1}"
+                )
                 nullable = False
             case exp.CheckColumnConstraint():
-                scope = Scope(sources=[Source(table, [*(Output(o.name, o.type) for o in others), Output(name, t)], None, "")])
+                scope = Scope(
+                    sources=[Source(table, [*(Output(o.name, o.type) for o in others), Output(name, t)], None, "")]
+                )
                 extra += f" CHECK ({c.predicate(kind.this, scope)})"
             case exp.Reference() | exp.CollateColumnConstraint():
                 pass  # Foreign keys are not enforced.
@@ -459,7 +499,10 @@ def _alter(c: Compiler, node: exp.Alter, text: str) -> Plan:
             t = from_node(action.args["dtype"])
             at = next((i for i, k in enumerate(columns) if k.name.lower() == action.name.lower()), None)
             if at is None:
-                raise SqlError(4924, f"ALTER TABLE ALTER COLUMN failed because column '{action.name}' does not exist in table '{table.name}'.")
+                raise SqlError(
+                    4924,
+                    f"ALTER TABLE ALTER COLUMN failed because column '{action.name}' does not exist in table '{table.name}'.",
+                )
             value = cast(Value(quote(columns[at].name), columns[at].type), t, column=columns[at].name).sql
             nullable = action.args.get("allow_null") is not False
             steps += [
@@ -489,11 +532,15 @@ def _drop(c: Compiler, node: exp.Drop) -> Plan:
         if table is None or (table.kind == "VIEW") != (kind == "VIEW"):
             if node.args.get("exists"):
                 continue
-            raise SqlError(3701, f"Cannot drop the {kind.lower()} '{name}', because it does not exist or you do not have permission.", 11, 5)
+            raise SqlError(
+                3701,
+                f"Cannot drop the {kind.lower()} '{name}', because it does not exist or you do not have permission.",
+                11,
+                5,
+            )
         steps += [
             f"DROP {kind} {table.sql}",
             f"DELETE FROM ms.objects WHERE schema_name = {literal(table.schema)} AND name = {literal(table.name)}",
             f"DELETE FROM ms.columns WHERE schema_name = {literal(table.schema)} AND table_name = {literal(table.name)}",
         ]
     return Plan("ddl", "", steps=steps)
-

@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Context, Decimal
@@ -91,7 +92,13 @@ def read_parameter(r: Reader) -> tuple[str, int, SqlType, Any]:
         else:
             n, length = r.u16(), size // 2 if wide else size
             raw = None if n == 0xFFFF else r.take(n)
-        text = None if raw is None else raw.decode("utf-16-le", "surrogatepass") if wide else raw.decode(CODE_PAGE, "replace")
+        text = (
+            None
+            if raw is None
+            else raw.decode("utf-16-le", "surrogatepass")
+            if wide
+            else raw.decode(CODE_PAGE, "replace")
+        )
         return name, status, SqlType(_WIRE_NAMES[kind], length), text
     if kind in (0xA5, 0xAD):
         size = r.u16()
@@ -106,8 +113,11 @@ def read_parameter(r: Reader) -> tuple[str, int, SqlType, Any]:
         raw = None if n == 0xFFFFFFFF else r.take(n)
         if kind == 0x22:
             return name, status, SqlType("image", -1), raw
-        return name, status, SqlType("ntext" if kind == 0x63 else "text", -1), None if raw is None else raw.decode(
-            "utf-16-le" if kind == 0x63 else CODE_PAGE
+        return (
+            name,
+            status,
+            SqlType("ntext" if kind == 0x63 else "text", -1),
+            None if raw is None else raw.decode("utf-16-le" if kind == 0x63 else CODE_PAGE),
         )
     if kind == 0xF1:
         if r.u8():
@@ -149,7 +159,9 @@ def _number(kind: int, size: int, raw: bytes) -> tuple[SqlType, Any]:
     if kind == 0x68:
         return SqlType("bit"), bool(raw[0]) if raw else None
     if kind == 0x6D:
-        return SqlType("float" if size == 8 else "real"), struct.unpack("<d" if size == 8 else "<f", raw)[0] if raw else None
+        return SqlType("float" if size == 8 else "real"), struct.unpack("<d" if size == 8 else "<f", raw)[
+            0
+        ] if raw else None
     if kind == 0x6E:
         money = SqlType("money" if size == 8 else "smallmoney")
         if not raw:
@@ -241,6 +253,10 @@ def _narrow(v: str) -> bytes:
     return v.encode(CODE_PAGE, "replace")
 
 
+def _bytes(v: Any) -> bytes:
+    return bytes(v)
+
+
 def _ticks(scale: int) -> tuple[int, int, int]:
     """Bytes of the time of day, and the factor and divisor from microseconds to its unit."""
     return 3 if scale <= 2 else 4 if scale <= 4 else 5, 10 if scale == 7 else 1, 10 ** max(0, 6 - scale)
@@ -255,7 +271,9 @@ def column(name: str, t: SqlType) -> Column:
 def _column(t: SqlType) -> tuple[bytes, str, Callable[[Sequence[Any]], Iterable[bytes]]]:
     kind = t.name
     if kind in ("tinyint", "smallint", "int", "bigint", "null"):
-        code, size = {"tinyint": ("B", 1), "smallint": ("h", 2), "int": ("i", 4), "null": ("i", 4), "bigint": ("q", 8)}[kind]
+        code, size = {"tinyint": ("B", 1), "smallint": ("h", 2), "int": ("i", 4), "null": ("i", 4), "bigint": ("q", 8)}[
+            kind
+        ]
         pack = struct.Struct("<B" + code).pack
         return bytes([0x26, size]), "{}", lambda values: [b"\0" if v is None else pack(size, v) for v in values]
     if kind == "bit":
@@ -279,7 +297,11 @@ def _column(t: SqlType) -> tuple[bytes, str, Callable[[Sequence[Any]], Iterable[
         return info, "{}", _each(lambda v: pack_scaled(int(v.scaleb(scale, _EXACT))), b"\0")
     if kind == "money":
         pack = struct.Struct("<BiI").pack
-        return b"\x6e\x08", "CAST({} * 10000::BIGINT AS BIGINT)", _each(lambda v: pack(8, v >> 32, v & 0xFFFFFFFF), b"\0")
+        return (
+            b"\x6e\x08",
+            "CAST({} * 10000::BIGINT AS BIGINT)",
+            _each(lambda v: pack(8, v >> 32, v & 0xFFFFFFFF), b"\0"),
+        )
     if kind == "smallmoney":
         pack = struct.Struct("<Bi").pack
         return b"\x6e\x04", "CAST({} * 10000::BIGINT AS BIGINT)", _each(lambda v: pack(4, v), b"\0")
@@ -288,8 +310,10 @@ def _column(t: SqlType) -> tuple[bytes, str, Callable[[Sequence[Any]], Iterable[
     if kind == "time":
         width, times, per = _ticks(t.scale or 0)
         head = bytes([width])
-        return bytes([0x29, t.scale or 0]), "epoch_us({})", _each(
-            lambda v: head + (v * times // per).to_bytes(width, "little"), b"\0"
+        return (
+            bytes([0x29, t.scale or 0]),
+            "epoch_us({})",
+            _each(lambda v: head + (v * times // per).to_bytes(width, "little"), b"\0"),
         )
     if kind == "datetime2":
         width, times, per = _ticks(t.scale or 0)
@@ -326,9 +350,9 @@ def _column(t: SqlType) -> tuple[bytes, str, Callable[[Sequence[Any]], Iterable[
         select = "unhex(replace({}::VARCHAR, '-', ''))"
         return b"\x24\x10", select, _each(lambda v: b"\x10" + v[3::-1] + v[5:3:-1] + v[7:5:-1] + v[8:], b"\0")
     if kind in ("text", "ntext", "image"):
-        code = {"text": 0x23, "ntext": 0x63, "image": 0x22}[kind]
-        info = struct.pack("<BI", code, 0x7FFFFFFF) + (b"" if kind == "image" else COLLATION) + b"\0"
-        return info, "{}", _blob({"text": _narrow, "ntext": _wide, "image": bytes}[kind])
+        token, blob = {"text": (0x23, _narrow), "ntext": (0x63, _wide), "image": (0x22, _bytes)}[kind]
+        info = struct.pack("<BI", token, 0x7FFFFFFF) + (b"" if kind == "image" else COLLATION) + b"\0"
+        return info, "{}", _blob(blob)
     if kind == "xml":
         return b"\xf1\0", "{}", _long(_wide)
     if kind in ("binary", "varbinary", "timestamp", "geography"):
@@ -339,10 +363,10 @@ def _column(t: SqlType) -> tuple[bytes, str, Callable[[Sequence[Any]], Iterable[
         wide = kind in WIDE or kind == "unknown"
         codec = _wide if wide else _narrow
         length = {"sql_variant": 4000, "unknown": 4000}.get(kind, t.length or 1)
-        code = {"char": 0xAF, "varchar": 0xA7, "nchar": 0xEF}.get(kind, 0xE7)
+        token = {"char": 0xAF, "varchar": 0xA7, "nchar": 0xEF}.get(kind, 0xE7)
         if length < 0 or length > (4000 if wide else 8000):
             return struct.pack("<BH", 0xE7 if wide else 0xA7, 0xFFFF) + COLLATION, "{}", _long(codec)
-        return struct.pack("<BH", code, max(length, 1) * (2 if wide else 1)) + COLLATION, "{}", _short(codec)
+        return struct.pack("<BH", token, max(length, 1) * (2 if wide else 1)) + COLLATION, "{}", _short(codec)
     raise cannot(f"send a value of type {t}")
 
 
@@ -382,7 +406,13 @@ def text16(s: str) -> bytes:
 
 
 def error(e: Coded, server: str = "STANDIN") -> bytes:
-    body = struct.pack("<iBB", e.number, e.state, e.severity) + text16(e.message[:2000]) + text8(server) + text8("") + b"\1\0\0\0"
+    body = (
+        struct.pack("<iBB", e.number, e.state, e.severity)
+        + text16(e.message[:2000])
+        + text8(server)
+        + text8("")
+        + b"\1\0\0\0"
+    )
     return b"\xaa" + len(body).to_bytes(2, "little") + body
 
 
@@ -408,7 +438,15 @@ def login_ack() -> bytes:
 
 def return_handle(ordinal: int, handle: int) -> bytes:
     """RETURNVALUE of an int output parameter."""
-    return b"\xac" + ordinal.to_bytes(2, "little") + text8("") + b"\x01" + b"\0\0\0\0" + b"\0\0" + struct.pack("<BBBi", 0x26, 4, 4, handle)
+    return (
+        b"\xac"
+        + ordinal.to_bytes(2, "little")
+        + text8("")
+        + b"\x01"
+        + b"\0\0\0\0"
+        + b"\0\0"
+        + struct.pack("<BBBi", 0x26, 4, 4, handle)
+    )
 
 
 RETURN_STATUS = b"\x79\0\0\0\0"
@@ -463,10 +501,8 @@ class Link:
         self.sock.sendall(packets)
 
     def close(self) -> None:
-        try:
+        with suppress(OSError):
             self.sock.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass
         self.sock.close()
 
 
