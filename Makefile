@@ -5,7 +5,7 @@ python := $(VENV)/bin/python
 pip := $(python) -m pip --quiet --disable-pip-version-check
 ready := $(VENV)/.ready .tools/unixodbc .tools/azurite/.ready .tools/cdnow/CDNOW_master.txt
 
-.PHONY: demo serve test lint setup clean
+.PHONY: demo serve test lint docs setup clean
 
 demo: setup  ## purchase histories from SQL Server to Customer.io, twice, and new orders; writes .demo/report.json
 	@$(python) -m local.demo
@@ -18,6 +18,9 @@ test: setup
 
 lint: setup
 	@$(python) -m ruff check . && $(python) -m ruff format --check . && $(python) -m mypy
+
+docs: setup  ## the generated tables of the README
+	@$(python) -m local.reference
 
 setup: $(ready)
 

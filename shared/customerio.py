@@ -31,7 +31,7 @@ from shared.settings import Settings
 TRACK_URLS = {"us": "https://track.customer.io", "eu": "https://track-eu.customer.io"}
 
 BATCH_BYTES = 475_000
-"""The most bytes of a request's body. The limit is 500 kB; this margin is the one that the vendor's own client keeps."""
+"""The most bytes of a request's body: the limit is 500 kB, and the vendor's own client keeps this margin."""
 
 _LONGEST_PAUSE = 30.0  # seconds
 _TIMEOUT = httpx.Timeout(30.0, connect=10.0)
@@ -70,7 +70,8 @@ class _TryAgain(Exception):
 class CustomerIo:
     """Sends batches to one workspace, several at once, at most so many requests a second.
 
-    `requests` counts every HTTP request; each is tried up to `attempts` times, which takes about a minute by default. A context manager; its methods may be called from one thread at a time.
+    `requests` counts the HTTP requests; what fails in passing is tried up to `attempts` times, for about a minute by
+    default. A context manager; its methods may be called from one thread at a time.
     """
 
     def __init__(self, settings: Settings, attempts: int = 8) -> None:
@@ -115,7 +116,7 @@ class CustomerIo:
             )
         if about.get("region", self._region) != self._region:
             raise ConfigurationFault(
-                f"CUSTOMERIO_REGION is {self._region}, but the account of CUSTOMERIO_SITE_ID lives in {about['region']}."
+                f"CUSTOMERIO_REGION is {self._region}, but the account of CUSTOMERIO_SITE_ID is in {about['region']}."
             )
         return str(about["environment_id"])
 
@@ -192,8 +193,8 @@ class CustomerIo:
             return answer
         if status in (401, 403):
             raise CredentialFault(
-                f"Customer.io refuses the credentials ({status}). Correct CUSTOMERIO_SITE_ID and CUSTOMERIO_API_KEY (the"
-                " Track API key), and check that CUSTOMERIO_REGION is the account's."
+                f"Customer.io refuses the credentials ({status}). Correct CUSTOMERIO_SITE_ID and CUSTOMERIO_API_KEY"
+                " (the Track API key), and check that CUSTOMERIO_REGION is the account's."
             )
         if status == 429 or status >= 500:
             raise _TryAgain(

@@ -14,7 +14,7 @@
         ├── Busy                 another pass of this sync is at work
         └── NotLive              the sync's going live was not approved
 
-A row or an operation that can never be delivered is no exception at all: it is set aside as a dead letter (mapping.DeadLetter).
+A row or an operation that can never be delivered is no exception at all: it is set aside as a dead letter (see passes).
 
 A message names the setting, view, column or blob and what to do. It never holds a value from a row, nor a secret.
 """

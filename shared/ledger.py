@@ -120,7 +120,7 @@ class Ledger:
                     self._recent.add(digest)
 
     def unsent(self, entries: Sequence[Entry]) -> list[bool]:
-        """For each event of a page, whether it is to be sent: it then counts as on its way. The second of two alike is not."""
+        """For each event of a page, whether it is to be sent; if so, it is on its way from now on."""
         wanted: defaultdict[int, list[int]] = defaultdict(list)
         unsent = []
         for index, (day, digest) in enumerate(entries):

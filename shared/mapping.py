@@ -75,7 +75,7 @@ def event_digest(sync: str, event_id: str) -> bytes:
 
 
 def event_ulid(digest: bytes, event_time: int) -> str:
-    """The ULID of an event at `event_time` (unix seconds): whoever sends the event, and however often, sends the same."""
+    """The ULID of an event at `event_time` (unix seconds): the same whoever sends the event, and however often."""
     return str(ULID((event_time * 1000).to_bytes(6, "big") + digest[:10]))
 
 
@@ -269,7 +269,7 @@ def _encode(row: int, parts: list[dict[str, Any]], bad: Bad) -> tuple[bytes, ...
 
 
 class _WallClock:
-    """Turns times without a zone into unix seconds. A time that a clock change repeats is taken as the first of the two."""
+    """Turns times without a zone into unix seconds. Of a time that a clock change repeats, the first is meant."""
 
     def __init__(self, zone: ZoneInfo) -> None:
         self._zone = zone

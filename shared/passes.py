@@ -2,9 +2,9 @@
 
     lease and mark -> pages -> operations -> unsent only -> batches -> ledger -> dead letters -> mark
 
-Reading, mapping and sending overlap: while a page is on its way, the next is mapped and the one after it is read. A page
-is accounted for as a whole and in its order. Of a page with operations of unknown fate, what was accepted is ledgered,
-and the mark stays before it: the next pass sends the rest again, under the same ULIDs.
+Reading, mapping and sending overlap: while a page is on its way, the next is mapped and the one after it is read.
+Pages are accounted for whole and in their order. Of a page with operations of unknown fate, what was accepted is
+ledgered, and the mark stays before it: the next pass sends the rest again, under the same ULIDs.
 """
 
 import hashlib
@@ -12,9 +12,9 @@ import json
 import logging
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, nullcontext, suppress
+from contextlib import ExitStack, closing, nullcontext, suppress
 from contextvars import copy_context
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -144,8 +144,8 @@ class _Pass:
         self._deadline = deadline
         self._client: CustomerIo | None = None
         self._ledger: Ledger | None = None
-        # Digests of rows beyond the mark that are accounted for (updated_at only): all, and those that this pass has met
-        # beyond the horizon. Only the latter are still of use once the view was read to its end.
+        # By updated_at, the digests of rows beyond the mark that are accounted for: all of them, and those that this
+        # pass has met beyond the horizon. Only the latter are of use once the view was read to its end.
         self._known = _split(claim.mark.recent)
         self._met: set[bytes] = set()
 
@@ -180,21 +180,23 @@ class _Pass:
         """Send and account for page after page. False where time, or the room to remember rows, was up."""
         on_their_way: deque[_Sent] = deque()
         complete = True
-        for page in _read_ahead(pages):
-            on_their_way.append(self._send(page))
-            if len(on_their_way) > 1:
-                self._account(on_their_way.popleft())
-            if time.monotonic() >= self._deadline:
-                self._result.outcome, complete = "budget", False
-                self._result.message = "TIME_BUDGET_SECONDS was up; the next pass goes on from here."
-                break
-            if len(self._known) > _MOST_RECENT and not self._claim.mark.walking:
-                complete = False
-                self._result.message = (
-                    "More rows than a mark remembers were changed within LOOKBACK_SECONDS; the next passes read the rest"
-                    " once it is older."
-                )
-                break
+        # closed here, so that the reader has ended before its connection is
+        with closing(_read_ahead(pages)) as read_ahead:
+            for page in read_ahead:
+                on_their_way.append(self._send(page))
+                if len(on_their_way) > 1:
+                    self._account(on_their_way.popleft())
+                if time.monotonic() >= self._deadline:
+                    self._result.outcome, complete = "budget", False
+                    self._result.message = "TIME_BUDGET_SECONDS was up; the next pass goes on from here."
+                    break
+                if len(self._known) > _MOST_RECENT and not self._claim.mark.walking:
+                    complete = False
+                    self._result.message = (
+                        "More rows than a mark remembers were changed within LOOKBACK_SECONDS; the next passes read the"
+                        " rest once it is older."
+                    )
+                    break
         while on_their_way:
             self._account(on_their_way.popleft())
         return complete
@@ -223,9 +225,9 @@ class _Pass:
         return _Sent(page, mapped.bad, operations, sending, recent)
 
     def _without_known(self, page: Page) -> tuple[Page, list[bytes]]:
-        """By updated_at, rows beyond the horizon are read until they are older than the lookback: leave out those known.
+        """The page without the rows that are accounted for already, and the digests of those beyond the horizon.
 
-        Also returns the digests of the rows beyond the horizon.
+        By updated_at such rows are read again and again, until they are older than the lookback.
         """
         if self._view.by_row_version:
             return page, []
@@ -320,7 +322,7 @@ def _split(packed: bytes) -> set[bytes]:
     return {packed[start : start + ID_BYTES] for start in range(0, len(packed), ID_BYTES)}
 
 
-def _read_ahead(pages: Iterator[Page]) -> Iterator[Page]:
+def _read_ahead(pages: Iterator[Page]) -> Generator[Page, None, None]:
     """Read the next page in a thread of its own while one is worked on."""
     context = copy_context()
 

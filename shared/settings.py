@@ -38,7 +38,7 @@ ZoneName = Annotated[str, AfterValidator(_zone)]
 
 
 class Settings(BaseSettings):
-    """Everything that a deployment sets. A field's name in capitals is the setting's name, unless an alias says otherwise."""
+    """Everything that a deployment sets. A field's name in capitals is the setting's name, unless it has an alias."""
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True, hide_input_in_errors=True)
 
@@ -66,7 +66,7 @@ class Settings(BaseSettings):
     azure_web_jobs_storage: SecretStr | None = Field(
         None,
         alias="AzureWebJobsStorage",
-        description="Connection string of the storage account that holds the state; in Azure leave it out and use the next.",
+        description="Connection string of the storage account that holds the state; in Azure rather use the next.",
     )
     storage_account_name: str | None = Field(
         None,
@@ -85,14 +85,14 @@ class Settings(BaseSettings):
     )
     first_pass: Literal["approved", "all"] = Field(
         "approved",
-        description="`approved`: a sync without a mark sends nothing. `all`: it starts from the beginning (development, demo).",
+        description="`approved`: a sync without a mark sends nothing. `all`: it starts at the beginning (local only).",
     )
     page_size: int = Field(5000, ge=10, le=50_000, description="Rows per page: the unit of memory and of accounting.")
     lookback_seconds: int = Field(
         600,
         ge=60,
         le=86_400,
-        description="How late a transaction may commit an `updated_at` that lies in the past (`row_version` needs none).",
+        description="How long after its `updated_at` a row may be committed (`row_version` needs no such setting).",
     )
     time_budget_seconds: int = Field(
         1500, ge=1, le=1740, description="After this a pass ends at the next page; the next pass goes on from there."

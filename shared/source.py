@@ -75,7 +75,7 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Rows in keyset order as `(cursor, key, *fields)`, with the position of the last and the time of reading (unix s)."""
+    """Rows in keyset order as `(cursor, key, *fields)`, the position of the last, the time of reading (unix s)."""
 
     rows: list[tuple[object, ...]]
     last: Position
@@ -212,8 +212,8 @@ class View:
         if self.by_row_version and survey.read_only:
             raise ConfigurationFault(
                 f"SQL_CONNECTION_STRING reaches a read-only replica of {survey.database}. A replica does not know the"
-                f" open transactions of the primary, so {self.name} cannot be read by row_version there: name the primary,"
-                " without ApplicationIntent=ReadOnly."
+                f" open transactions of the primary, so {self.name} cannot be read by row_version there: name the"
+                " primary, without ApplicationIntent=ReadOnly."
             )
         self._zone = ZoneInfo(settings.sql_time_zone)
         self.fields = tuple(
@@ -239,8 +239,8 @@ class View:
             case "char" | "varchar" | "nchar" | "nvarchar":
                 return _as_nvarchar(column)
         raise ViewFault(
-            f"Column {column.name} of {self.name} is {column.type}; an id must be a whole number, text or uniqueidentifier."
-            " Convert it in the view."
+            f"Column {column.name} of {self.name} is {column.type}; an id must be a whole number, text or"
+            " uniqueidentifier. Convert it in the view."
         )
 
     def _find_cursor(self, columns: dict[str, Column], view: str) -> Column:
@@ -274,7 +274,7 @@ class View:
         return "row_version" if self.by_row_version else "updated_at"
 
     def horizon(self, survey: Survey, lookback_seconds: int) -> str:
-        """The cursor up to which every transaction has committed: MIN_ACTIVE_ROWVERSION(), or the clock less the lookback."""
+        """The cursor below which no transaction is open: MIN_ACTIVE_ROWVERSION(), or the clock less the lookback."""
         if self.by_row_version:
             return survey.bound
         moment = survey.now - timedelta(seconds=lookback_seconds)
@@ -415,8 +415,8 @@ class Source:
             columns.setdefault(view.lower(), []).append(Column(name, kind.lower(), length, precision, scale))
         if sync.view not in columns:
             raise ViewFault(
-                f"The view {SCHEMA}.{sync.view} is missing in the database of SQL_CONNECTION_STRING, or the login may not"
-                f" SELECT from it. Create it (sql/ holds the reference views) or grant SELECT on the schema {SCHEMA}."
+                f"The view {SCHEMA}.{sync.view} is missing in the database of SQL_CONNECTION_STRING, or the login may"
+                f" not SELECT from it. Create it (reference views are in sql/), or grant SELECT on the schema {SCHEMA}."
             )
         bound, now, database, server, updateability = rows[0][6:]
         return Survey(
@@ -541,7 +541,7 @@ _QUOTED_NAME = re.compile(r"Invalid (?:object|column) name '([^']{1,256})'")
 
 
 def _failure(error: pyodbc.Error, view: str) -> Exception:
-    """A pyodbc error as one of ours. The server's own words may quote a row's values, so only names are taken from them."""
+    """A pyodbc error as one of ours. The server's words may quote a row's values, so only names are taken from them."""
     state, text = str(error.args[0]) if error.args else "", str(error.args[-1]) if error.args else ""
     numbers = _NUMBER.findall(text)
     number = int(numbers[-1]) if numbers else 0
@@ -554,9 +554,7 @@ def _failure(error: pyodbc.Error, view: str) -> Exception:
         )
     if number == 4060:
         # also said for some seconds while a database is being moved
-        return _Passing(
-            "SQL Server cannot open the Database named in SQL_CONNECTION_STRING (4060). Correct the name.", 10
-        )
+        return _Passing("SQL Server cannot open the Database that SQL_CONNECTION_STRING names (4060). Correct it.", 10)
     if state in ("IM002", "IM003") or "Can't open lib" in text:
         return ConfigurationFault(
             "SQL_CONNECTION_STRING names an ODBC driver that this machine does not have. Leave Driver out to use the"
@@ -564,8 +562,8 @@ def _failure(error: pyodbc.Error, view: str) -> Exception:
         )
     if "certificate" in text.lower():
         return ConfigurationFault(
-            "The certificate of the server in SQL_CONNECTION_STRING is not trusted. Use the server's full name, or install"
-            " a certificate that this machine trusts."
+            "The certificate of the server in SQL_CONNECTION_STRING is not trusted. Use the server's full name, or"
+            " install a certificate that this machine trusts."
         )
     if number == 208:
         return ViewFault(f"{view} needs the object {name}, which does not exist in the database. Create it. (208)")
@@ -580,7 +578,7 @@ def _failure(error: pyodbc.Error, view: str) -> Exception:
             # a serverless database takes up to a minute to wake (40613); 40501 asks for ten seconds
             return _Passing(f"SQL Server is not available at the moment ({code}).", 90, 10 if number == 40501 else 0)
         return _Passing(
-            f"The server named in SQL_CONNECTION_STRING cannot be reached ({code}). Check Server, the port and the firewall.",
+            f"The Server of SQL_CONNECTION_STRING cannot be reached ({code}). Check its name, port and firewall.",
             10,
         )
     return ViewFault(

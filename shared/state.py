@@ -97,7 +97,8 @@ def storage_errors() -> Iterator[None]:
                 " identity the role Storage Blob Data Owner on the account."
             ) from None
         raise StateUnavailable(
-            f"Blob storage answers {error.status_code} {getattr(error, 'error_code', '') or ''}. The next pass goes on from the mark."
+            f"Blob storage answers {error.status_code} {getattr(error, 'error_code', '') or ''}."
+            " The next pass goes on from the mark."
         ) from None
     except AzureError as error:
         raise StateUnavailable(
@@ -110,7 +111,12 @@ class State:
     """The state container. Every method raises StateUnavailable where blob storage does not answer."""
 
     def __init__(self, settings: Settings) -> None:
-        retries: dict[str, Any] = {"retry_total": 4, "initial_backoff": 1, "increment_base": 2, "connection_timeout": 10}
+        retries: dict[str, Any] = {
+            "retry_total": 4,
+            "initial_backoff": 1,
+            "increment_base": 2,
+            "connection_timeout": 10,
+        }
         self.name = settings.state_container
         try:
             if settings.azure_web_jobs_storage:

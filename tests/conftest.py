@@ -49,7 +49,10 @@ class RealSqlServer:
     text: str
 
     def connection_string(self, database: str = "master") -> str:
-        return re.sub(r"(?i)(^|;)\s*(database|initial catalog)\s*=[^;]*", "", self.text).rstrip(";") + f";Database={database}"
+        return (
+            re.sub(r"(?i)(^|;)\s*(database|initial catalog)\s*=[^;]*", "", self.text).rstrip(";")
+            + f";Database={database}"
+        )
 
     def create_database(self, name: str) -> str:
         self._execute(f"CREATE DATABASE [{name}]")
@@ -108,9 +111,7 @@ MakeSettings = Callable[..., Settings]
 
 
 @pytest.fixture
-def environment(
-    database: str, workspace: Workspace, azurite: str, container: ContainerClient
-) -> dict[str, str]:
+def environment(database: str, workspace: Workspace, azurite: str, container: ContainerClient) -> dict[str, str]:
     """The app settings of a deployment against this test's own database, workspace and container."""
     return {
         "SQL_CONNECTION_STRING": database,

@@ -62,7 +62,9 @@ def test_no_batch_is_larger_than_the_limit_and_each_is_nearly_full(client, works
 
 
 def test_operations_of_one_group_are_never_parted(client, workspace):
-    identify = orjson.dumps({"type": "person", "identifiers": {"id": "7"}, "action": "identify", "attributes": {"a": "y" * 900}})
+    identify = orjson.dumps(
+        {"type": "person", "identifiers": {"id": "7"}, "action": "identify", "attributes": {"a": "y" * 900}}
+    )
     groups = [(identify, event(number, attributes={"t": "x" * 700})) for number in range(1000)]
     assert set(client.send(groups).wait()) == {(None, None)}
     assert workspace.stats()["operations"] == 2000
@@ -138,7 +140,10 @@ def test_the_workspace_is_told_by_the_region_probe(client, workspace):
 
 def test_an_account_of_another_region_is_refused(workspace):
     workspace.configure(region="eu")
-    with CustomerIo(settings_of(workspace)) as client, pytest.raises(ConfigurationFault, match="CUSTOMERIO_REGION is us"):
+    with (
+        CustomerIo(settings_of(workspace)) as client,
+        pytest.raises(ConfigurationFault, match="CUSTOMERIO_REGION is us"),
+    ):
         client.workspace()
 
 

@@ -72,7 +72,9 @@ def test_a_customer_becomes_an_identify_stamped_with_the_time_of_reading():
 
 
 def test_an_order_becomes_an_event_under_its_own_id_and_time():
-    mapped = map_orders([Column("total", "decimal", None, 12, 2)], [(42, "Order Placed", NOW - 60, 9001, 29.990000000000002)])
+    mapped = map_orders(
+        [Column("total", "decimal", None, 12, 2)], [(42, "Order Placed", NOW - 60, 9001, 29.990000000000002)]
+    )
     assert sent(mapped) == [
         {
             "type": "person",
@@ -107,12 +109,16 @@ def test_a_person_column_becomes_an_identify_right_before_the_event_in_one_group
 
 @pytest.mark.parametrize(("age", "actions"), [(72 * 3600, ["identify", "event"]), (72 * 3600 + 1, ["event"])])
 def test_the_persons_state_of_now_does_not_go_with_an_event_that_starts_nothing(age, actions):
-    mapped = map_orders([Column("person.email", "nvarchar", 320)], [(42, "Order Placed", NOW - age, 1, "a@example.com")])
+    mapped = map_orders(
+        [Column("person.email", "nvarchar", 320)], [(42, "Order Placed", NOW - age, 1, "a@example.com")]
+    )
     assert [operation["action"] for operation in sent(mapped)] == actions
 
 
 def test_null_leaves_an_attribute_alone():
-    mapped = map_customers([Column("email", "nvarchar", 320), Column("ltv", "money")], [("1", None, None), ("2", "a@b.c", 1.5)])
+    mapped = map_customers(
+        [Column("email", "nvarchar", 320), Column("ltv", "money")], [("1", None, None), ("2", "a@b.c", 1.5)]
+    )
     assert [operation["attributes"] for operation in sent(mapped)] == [{}, {"email": "a@b.c", "ltv": 1.5}]
 
 
@@ -132,7 +138,11 @@ def test_null_leaves_an_attribute_alone():
         (Column("x", "datetime2"), NOW, NOW),
         (Column("x", "nvarchar", 10), "", ""),
         (Column("x", "nvarchar", -1), "ünï😀", "ünï😀"),
-        (Column("x", "uniqueidentifier"), "6f9619ff-8b86-d011-b42d-00c04fc964ff", "6f9619ff-8b86-d011-b42d-00c04fc964ff"),
+        (
+            Column("x", "uniqueidentifier"),
+            "6f9619ff-8b86-d011-b42d-00c04fc964ff",
+            "6f9619ff-8b86-d011-b42d-00c04fc964ff",
+        ),
         (Column("x", "time"), "13:05:00", "13:05:00"),
     ],
 )
@@ -176,7 +186,7 @@ def test_a_time_without_a_zone_is_in_the_zone_of_the_setting(clock, unix):
 )
 def test_a_bad_row_is_set_aside_with_column_and_reason_and_the_others_go_on(row, field, reason):
     good = (7, "Order Placed", NOW, 7, "é" * 500)
-    mapped = map_orders([Column("note", "nvarchar", -1)], [good, row, good[:3] + (8, None)])
+    mapped = map_orders([Column("note", "nvarchar", -1)], [good, row, (*good[:3], 8, None)])
     assert [operation.row for operation in mapped.operations] == [0, 2]
     assert list(mapped.bad) == [1]
     assert mapped.bad[1][0] == field

@@ -20,7 +20,9 @@ STRATEGIES = ["row_version", "updated_at"]
 
 def make_tables(sql: pyodbc.Connection, strategy: str = "row_version") -> None:
     """Customers and orders, and their views with one cursor or the other."""
-    cursor = "row_version rowversion" if strategy == "row_version" else "updated_at datetime2(6) DEFAULT SYSUTCDATETIME()"
+    cursor = (
+        "row_version rowversion" if strategy == "row_version" else "updated_at datetime2(6) DEFAULT SYSUTCDATETIME()"
+    )
     sql.execute(
         f"CREATE TABLE shop.customers (customer_id int NOT NULL PRIMARY KEY, email nvarchar(320), tier nvarchar(20), {cursor})"
     )
@@ -42,7 +44,10 @@ def add_customers(sql: pyodbc.Connection, numbers: range) -> None:
 
 
 def add_orders(sql: pyodbc.Connection, numbers: range, customers: int = 100) -> None:
-    rows = [(number, number % customers, f"2026-01-{1 + number % 28:02} 12:00:00", Decimal(f"{number % 500}.99")) for number in numbers]
+    rows = [
+        (number, number % customers, f"2026-01-{1 + number % 28:02} 12:00:00", Decimal(f"{number % 500}.99"))
+        for number in numbers
+    ]
     bulk(sql, "INSERT INTO shop.orders (order_id, customer_id, paid_at, total) VALUES (?, ?, ?, ?)", rows)
 
 
@@ -135,7 +140,9 @@ def test_a_pass_whose_time_is_up_ends_at_a_page_and_the_next_goes_on_from_there(
 def test_rows_of_a_transaction_that_stays_open_are_read_later_and_never_missed(deployment, database):
     make_tables(deployment.sql)
     with closing(pyodbc.connect(database, autocommit=False)) as open_one:
-        open_one.execute("INSERT INTO shop.orders (order_id, customer_id, paid_at, total) VALUES (1, 1, '2026-01-01', 1)")
+        open_one.execute(
+            "INSERT INTO shop.orders (order_id, customer_id, paid_at, total) VALUES (1, 1, '2026-01-01', 1)"
+        )
         add_orders(deployment.sql, range(2, 12))
         assert deployment.run("orders").operations == 0
         open_one.commit()
@@ -223,7 +230,7 @@ def test_state_of_another_workspace_stops_every_sync_and_names_the_way_out(deplo
     changes = {"CUSTOMERIO_SITE_ID": other.site_id, "CUSTOMERIO_API_KEY": other.api_key}
     add_orders(deployment.sql, range(3, 5))
     for sync in ("orders", "customers"):  # one with a mark, one on its first pass
-        with pytest.raises(StateFault, match="belongs to the Customer.io workspace .*STATE_CONTAINER"):
+        with pytest.raises(StateFault, match=r"belongs to the Customer\.io workspace .*STATE_CONTAINER"):
             deployment.run(sync, **changes)
     assert other.stats()["operations"] == 0
     assert deployment.run("orders").operations == 2
@@ -309,7 +316,9 @@ def test_an_id_that_stands_twice_is_set_aside_in_the_first_pass_and_later(deploy
     bulk(
         sql,
         "INSERT INTO shop.facts (n, customer_id, tier) VALUES (?, ?, ?)",
-        [(n, f"c{n:05}", "a") for n in range(3000)] + [(3000 + n, f"c{n:05}", "b") for n in range(990, 1010)] + [(9000, None, "x")],
+        [(n, f"c{n:05}", "a") for n in range(3000)]
+        + [(3000 + n, f"c{n:05}", "b") for n in range(990, 1010)]
+        + [(9000, None, "x")],
     )
     run = deployment.run("customers", PAGE_SIZE=1000)
     assert (run.accepted, run.dead_letters) == (2980, 41)
@@ -389,8 +398,14 @@ def test_a_failed_run_is_recorded_with_its_message(deployment):
 
 
 BAD_SETTINGS = {
-    "an unreachable server": ({"SQL_CONNECTION_STRING": "Server=127.0.0.1,1;Database=x;UID=a;PWD=b;Encrypt=no"}, "SQL_CONNECTION_STRING"),
-    "a driver that is not there": ({"SQL_CONNECTION_STRING": "Driver={No Such};Server=127.0.0.1;UID=a;PWD=b"}, "SQL_CONNECTION_STRING"),
+    "an unreachable server": (
+        {"SQL_CONNECTION_STRING": "Server=127.0.0.1,1;Database=x;UID=a;PWD=b;Encrypt=no"},
+        "SQL_CONNECTION_STRING",
+    ),
+    "a driver that is not there": (
+        {"SQL_CONNECTION_STRING": "Driver={No Such};Server=127.0.0.1;UID=a;PWD=b"},
+        "SQL_CONNECTION_STRING",
+    ),
     "a wrong Customer.io key": ({"CUSTOMERIO_API_KEY": "planted-secret"}, "CUSTOMERIO_API_KEY"),
     "a wrong storage string": ({"AzureWebJobsStorage": "planted-secret"}, "AzureWebJobsStorage"),
 }
@@ -410,7 +425,9 @@ def test_a_bad_setting_is_named_and_nothing_is_sent(deployment, case):
 
 def test_a_wrong_password_is_said_at_once_and_not_tried_again(deployment, database):
     started = time.monotonic()
-    wrong = ";".join(part if not part.upper().startswith("PWD=") else "PWD=planted-secret" for part in database.split(";"))
+    wrong = ";".join(
+        part if not part.upper().startswith("PWD=") else "PWD=planted-secret" for part in database.split(";")
+    )
     with pytest.raises(CredentialFault, match="SQL_CONNECTION_STRING") as failure:
         deployment.run("orders", SQL_CONNECTION_STRING=wrong)
     assert "planted-secret" not in str(failure.value)
@@ -426,9 +443,18 @@ def test_a_missing_view_is_named(deployment):
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ("1 AS customer_id, 'x' AS event_name, SYSUTCDATETIME() AS event_time, SYSUTCDATETIME() AS updated_at", "event_id"),
-        ("'x' AS event_name, SYSUTCDATETIME() AS event_time, 1 AS event_id, SYSUTCDATETIME() AS updated_at", "customer_id"),
-        ("1 AS customer_id, SYSUTCDATETIME() AS event_time, 1 AS event_id, SYSUTCDATETIME() AS updated_at", "event_name"),
+        (
+            "1 AS customer_id, 'x' AS event_name, SYSUTCDATETIME() AS event_time, SYSUTCDATETIME() AS updated_at",
+            "event_id",
+        ),
+        (
+            "'x' AS event_name, SYSUTCDATETIME() AS event_time, 1 AS event_id, SYSUTCDATETIME() AS updated_at",
+            "customer_id",
+        ),
+        (
+            "1 AS customer_id, SYSUTCDATETIME() AS event_time, 1 AS event_id, SYSUTCDATETIME() AS updated_at",
+            "event_name",
+        ),
         ("1 AS customer_id, 'x' AS event_name, 1 AS event_id, SYSUTCDATETIME() AS updated_at", "event_time"),
         ("1 AS customer_id, 'x' AS event_name, SYSUTCDATETIME() AS event_time, 1 AS event_id", "no cursor column"),
         (

@@ -141,3 +141,11 @@ def test_git_keeps_no_settings_environments_or_tools() -> None:
     kept = [path for path in LITTER if not spec.match_file(path)]
     assert kept == [".git/config"]
     assert not spec.match_file("local.settings.example.json")
+
+
+def test_the_readmes_tables_are_those_of_the_code():
+    from local.reference import README, settings_table, with_tables
+
+    text = README.read_text()
+    assert settings_table() in text
+    assert with_tables(text) == text

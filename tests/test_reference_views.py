@@ -13,7 +13,7 @@ import pytest
 
 from local import cdnow, services
 
-NOON = datetime(2026, 3, 10, 12, 0)  # noqa: DTZ001  the columns are zoneless, in UTC
+NOON = datetime(2026, 3, 10, 12, 0)
 
 
 @pytest.fixture

@@ -42,7 +42,8 @@ def test_good_settings_are_read_with_their_defaults(load_with):
 
 
 @pytest.mark.parametrize(
-    "name", ["SQL_CONNECTION_STRING", "CUSTOMERIO_REGION", "CUSTOMERIO_SITE_ID", "CUSTOMERIO_API_KEY", "AzureWebJobsStorage"]
+    "name",
+    ["SQL_CONNECTION_STRING", "CUSTOMERIO_REGION", "CUSTOMERIO_SITE_ID", "CUSTOMERIO_API_KEY", "AzureWebJobsStorage"],
 )
 @pytest.mark.parametrize("value", [None, ""])
 def test_a_missing_setting_is_named(load_with, name, value):
@@ -85,7 +86,9 @@ def test_every_fault_is_told_at_once(load_with):
     assert [line.split()[0] for line in str(failure.value).splitlines()] == ["CUSTOMERIO_REGION", "CUSTOMERIO_API_KEY"]
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:8080", "http://localhost:1/", "http://[::1]:99", "https://127.9.9.9"])
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:8080", "http://localhost:1/", "http://[::1]:99", "https://127.9.9.9"]
+)
 def test_a_loopback_address_may_stand_in_for_customerio(load_with, url):
     assert load_with(CUSTOMERIO_TRACK_URL=url).customerio_track_url == url.rstrip("/")
 

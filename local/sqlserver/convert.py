@@ -72,7 +72,8 @@ def cast(value: Value, to: SqlType, style: int = 0, column: str | None = None, *
     if sql is None:
         raise SqlError(
             529,
-            f"Explicit conversion from data type {have.name} to {to.name} is not allowed (or not known to the stand-in).",
+            f"Explicit conversion from data type {have.name} to {to.name} is not allowed (or not known to the "
+            f"stand-in).",
         )
     if safe and (have.name not in TEXT or to.name not in TEXT):
         sql = _try(value.sql, have, to, sql)
@@ -133,8 +134,10 @@ def _sized(x: str, have: SqlType, to: SqlType, column: str | None) -> str:
 
 
 _DATE_STYLES = {
-    23: "%Y-%m-%d", 101: "%m/%d/%Y", 102: "%Y.%m.%d", 103: "%d/%m/%Y", 104: "%d.%m.%Y", 105: "%d-%m-%Y", 106: "%d %b %Y",
-    107: "%b %d, %Y", 110: "%m-%d-%Y", 111: "%Y/%m/%d", 112: "%Y%m%d", 120: "%Y-%m-%d %H:%M:%S", 20: "%Y-%m-%d %H:%M:%S",
+    23: "%Y-%m-%d", 101: "%m/%d/%Y", 102: "%Y.%m.%d", 103: "%d/%m/%Y", 104: "%d.%m.%Y", 105: "%d-%m-%Y",
+        106: "%d %b %Y",
+    107: "%b %d, %Y", 110: "%m-%d-%Y", 111: "%Y/%m/%d", 112: "%Y%m%d", 120: "%Y-%m-%d %H:%M:%S", 20:
+        "%Y-%m-%d %H:%M:%S",
     108: "%H:%M:%S", 8: "%H:%M:%S",
 }  # fmt: skip
 
@@ -180,11 +183,12 @@ def _to_text(x: str, have: SqlType, to: SqlType, style: int) -> str:
                 return f"(ms.iso_text(({x}).utc, {scale}) || 'Z')"
             return f"(ms.iso_text({local}, {scale}){offset})"
         if style in (21, 121, 25) or (style == 0 and source not in ("datetime", "smalldatetime")):
-            return f"(ms.ts_text({local}, '%Y-%m-%d %H:%M:%S', {scale or (3 if source == 'smalldatetime' else 0)}){spaced})"
+            digits = scale or (3 if source == "smalldatetime" else 0)
+            return f"(ms.ts_text({local}, '%Y-%m-%d %H:%M:%S', {digits}){spaced})"
         if style in _DATE_STYLES:
             return f"(strftime({local}, '{_DATE_STYLES[style]}'){spaced if style in (20, 120) else ''})"
         if style in (0, 100):
-            return f"(strftime({local}, '%b ') || lpad(CAST(day({local}) AS VARCHAR), 2, ' ') || strftime({local}, ' %Y ') || lpad(strftime({local}, '%-I:%M%p'), 7, ' '))"
+            return f"ms.us_text({local})"
     raise cannot(f"convert {source} to text by style {style}")
 
 
@@ -261,8 +265,8 @@ def _to_temporal(x: str, have: SqlType, to: SqlType) -> str | None:
 def comparable(a: Value, b: Value) -> tuple[Value, Value]:
     """Both sides in the form that DuckDB compares as SQL Server would.
 
-    Text ignores trailing blanks, and case by the database's default collation (NOCASE); a side with a BIN2 collation makes
-    both compare by their bytes, which is code point order.
+    Text ignores trailing blanks, and case by the database's default collation (NOCASE); a side with a BIN2 collation
+    makes both compare by their bytes, which is code point order.
     """
     left, right = a.type.name, b.type.name
     texts = TEXT | {"null", "unknown"}
@@ -315,6 +319,8 @@ def _text_key(v: Value, exact: bool) -> Value:
 
 def sort_key(v: Value) -> str:
     """What ORDER BY, PARTITION BY and COUNT(DISTINCT) see."""
+    if v.type.name == "datetimeoffset":
+        return f"({v.sql}).utc"
     return f"encode({v.sql})" if v.exact and v.type.name in TEXT else v.sql
 
 

@@ -42,7 +42,7 @@ NOW = "CAST(getvariable('ms_now') AS TIMESTAMP)"
 
 
 class Dialect(TSQL):
-    """T-SQL without sqlglot's own ideas of functions: they stay calls by name, and REAL, NTEXT and NUMERIC stay apart."""
+    """T-SQL without sqlglot's ideas of functions: they stay calls by name, and REAL, NTEXT and NUMERIC stay apart."""
 
     class Tokenizer(TSQL.Tokenizer):
         KEYWORDS: ClassVar[dict[str, TokenType]] = {
@@ -161,10 +161,14 @@ _ARITHMETIC = {exp.Add: "+", exp.Sub: "-", exp.Mul: "*", exp.Div: "/", exp.Mod: 
 _BITWISE = {exp.BitwiseAnd: "&", exp.BitwiseOr: "|", exp.BitwiseXor: "^"}
 _UNITS = {
     "yy": "year", "yyyy": "year", "qq": "quarter", "q": "quarter", "mm": "month", "m": "month", "dy": "dayofyear",
-    "y": "dayofyear", "dd": "day", "d": "day", "wk": "week", "ww": "week", "dw": "weekday", "w": "weekday", "hh": "hour",
+    "y": "dayofyear", "dd": "day", "d": "day", "wk": "week", "ww": "week", "dw": "weekday", "w": "weekday",
+    "hh": "hour",
     "mi": "minute", "n": "minute", "ss": "second", "s": "second", "ms": "millisecond", "mcs": "microsecond",
     "ns": "nanosecond", "iso_week": "iso_week", "isowk": "iso_week", "isoww": "iso_week",
 }  # fmt: skip
+_DIFF_UNITS = frozenset(
+    ["year", "quarter", "month", "week", "day", "hour", "minute", "second", "millisecond", "microsecond", "nanosecond"]
+)
 _AGGREGATES = frozenset(["count", "count_big", "sum", "avg", "min", "max", "stdev", "stdevp", "var", "varp"])
 _RANKING = frozenset(
     [
@@ -270,7 +274,8 @@ class Compiler:
         left, a = self.query(node.left, scope)
         right, b = self.query(node.right, scope)
         if len(a) != len(b):
-            raise SqlError(205, "All queries combined using a UNION, INTERSECT or EXCEPT operator must have an equal number of expressions in their target lists.")  # fmt: skip
+            raise SqlError(205, "All queries combined using a UNION, INTERSECT or EXCEPT operator must have an "
+                                "equal number of expressions in their target lists.")  # fmt: skip
         columns = [Output(x.name, unify([x.type, y.type])) for x, y in zip(a, b, strict=True)]
         word = {exp.Union: "UNION", exp.Except: "EXCEPT", exp.Intersect: "INTERSECT"}[type(node)]
         word += "" if node.args.get("distinct") else " ALL"
@@ -334,7 +339,10 @@ class Compiler:
         if top and isinstance(bare, exp.Column) and not bare.table and bare.name.lower() in scope.aliases:
             value = Value(quote(bare.name), scope.aliases[bare.name.lower()])
             return (
-                convert.sort_key(value._replace(exact=self.is_exact(inner)) if isinstance(inner, exp.Collate) else value) + direction
+                convert.sort_key(
+                    value._replace(exact=self.is_exact(inner)) if isinstance(inner, exp.Collate) else value
+                )
+                + direction
             )
         if top and isinstance(inner, exp.Literal) and not inner.is_string:
             return inner.name + direction
@@ -475,7 +483,8 @@ class Compiler:
                 return self.compare(self.value(node.left, scope), _COMPARE[type(node)], self.value(node.right, scope))
         raise SqlError(
             4145,
-            f"An expression of non-boolean type specified in a context where a condition is expected, near '{node.sql('tsql')[:60]}'.",
+            f"An expression of non-boolean type specified in a context where a condition is expected, near "
+            f"'{node.sql('tsql')[:60]}'.",
             15,
         )
 
@@ -501,7 +510,8 @@ class Compiler:
             if len(columns) != 1:
                 raise SqlError(
                     116,
-                    "Only one expression can be specified in the select list when the subquery is not introduced with EXISTS.",
+                    "Only one expression can be specified in the select list when the subquery is not "
+                    "introduced with EXISTS.",
                 )
             a, b = convert.comparable(self.adopt(value, columns[0].type), Value("q.c0", columns[0].type))
             return f"({a.sql} IN (SELECT {b.sql} FROM ({sql}) AS q(c0)))"
@@ -578,7 +588,8 @@ class Compiler:
                 if len(columns) != 1:
                     raise SqlError(
                         116,
-                        "Only one expression can be specified in the select list when the subquery is not introduced with EXISTS.",
+                        "Only one expression can be specified in the select list when the subquery is not "
+                        "introduced with EXISTS.",
                     )
                 return Value(f"({sql})", columns[0].type)
             case exp.CurrentTimestamp():
@@ -956,8 +967,6 @@ def _concat(c: Compiler, args: list[exp.Expr], scope: Scope) -> Value:
     return Value(f"({inner})", SqlType("nvarchar" if wide else "varchar", length))
 
 
-
-
 def _left(c: Compiler, args: list[exp.Expr], scope: Scope) -> Value:
     value = c.text(args[0], scope)
     count = cast(c.value(args[1], scope), INT).sql
@@ -1011,10 +1020,14 @@ def _dateadd(c: Compiler, args: list[exp.Expr], scope: Scope) -> Value:
     unit, value = unit_of(args[0]), c.value(args[2], scope)
     count = f"CAST(trunc({cast(c.adopt(c.value(args[1], scope), INT), BIGINT).sql}) AS BIGINT)"
     steps = {
-        "year": "to_years(CAST({} AS INTEGER))", "quarter": "to_months(CAST(3 * {} AS INTEGER))", "month": "to_months(CAST({} AS INTEGER))",
-        "day": "to_days(CAST({} AS INTEGER))", "dayofyear": "to_days(CAST({} AS INTEGER))", "weekday": "to_days(CAST({} AS INTEGER))",
-        "week": "to_days(CAST(7 * {} AS INTEGER))", "hour": "to_hours({})", "minute": "to_minutes({})", "second": "to_seconds({})",
-        "millisecond": "to_milliseconds({})", "microsecond": "to_microseconds({})", "nanosecond": "to_microseconds({} // 1000)",
+        "year": "to_years(CAST({} AS INTEGER))", "quarter": "to_months(CAST(3 * {} AS INTEGER))", "month":
+            "to_months(CAST({} AS INTEGER))",
+        "day": "to_days(CAST({} AS INTEGER))", "dayofyear": "to_days(CAST({} AS INTEGER))", "weekday":
+            "to_days(CAST({} AS INTEGER))",
+        "week": "to_days(CAST(7 * {} AS INTEGER))", "hour": "to_hours({})", "minute": "to_minutes({})",
+        "second": "to_seconds({})",
+        "millisecond": "to_milliseconds({})", "microsecond": "to_microseconds({})", "nanosecond":
+            "to_microseconds({} // 1000)",
     }  # fmt: skip
     if unit not in steps:
         raise SqlError(155, f"'{args[0].name}' is not a recognized dateadd option.", 15)
@@ -1038,23 +1051,11 @@ def _datediff(result: SqlType) -> Handler:
             # Weeks turn on Sunday whatever DATEFIRST says: https://learn.microsoft.com/sql/t-sql/functions/datediff-transact-sql
             a, b = f"({a} + INTERVAL 1 DAY)", f"({b} + INTERVAL 1 DAY)"
         unit = {"dayofyear": "day", "weekday": "day"}.get(unit, unit)
-        if unit not in (
-            "year",
-            "quarter",
-            "month",
-            "week",
-            "day",
-            "hour",
-            "minute",
-            "second",
-            "millisecond",
-            "microsecond",
-            "nanosecond",
-        ):
+        if unit not in _DIFF_UNITS:
             raise SqlError(155, f"'{args[0].name}' is not a recognized datediff option.", 15)
         sql = f"date_diff('{unit}', {a}, {b})" if unit != "nanosecond" else f"1000 * date_diff('microsecond', {a}, {b})"
         if result.name == "int":
-            sql = f"(CASE WHEN abs({sql}) > 2147483647 THEN error('[[535]]The datediff function resulted in an overflow.') ELSE {sql} END)"
+            sql = f"ms.datediff_int({sql})"
         return Value(f"CAST({sql} AS {result.duck})", result)
 
     return call
@@ -1115,7 +1116,8 @@ def _hashbytes(c: Compiler, args: list[exp.Expr], scope: Scope) -> Value:
 def _charindex(c: Compiler, args: list[exp.Expr], scope: Scope) -> Value:
     start = cast(c.value(args[2], scope), INT).sql if len(args) > 2 else "1"
     return Value(
-        f"CAST(ms.char_index({c.text(args[0], scope).sql}, {c.text(args[1], scope).sql}, greatest({start}, 1)) AS INTEGER)",
+        f"CAST(ms.char_index({c.text(args[0], scope).sql}, {c.text(args[1], scope).sql}, greatest({start}, 1)) "
+        f"AS INTEGER)",
         INT,
     )
 
@@ -1128,13 +1130,15 @@ def _replace(c: Compiler, args: list[exp.Expr], scope: Scope) -> Value:
     )
     # By the default collation, REPLACE ignores case as comparisons do; the pattern is quoted by \Q...\E.
     return Value(
-        f"regexp_replace({value.sql}, '\\Q' || {old.sql} || '\\E', replace({new.sql}, '\\', '\\\\'), '{'g' if value.exact else 'gi'}')",
+        f"regexp_replace({value.sql}, '\\Q' || {old.sql} || '\\E', replace({new.sql}, '\\', '\\\\'), "
+        f"'{'g' if value.exact else 'gi'}')",
         t,
     )
 
 
 def _server_property(c: Compiler, args: list[exp.Expr], scope: Scope) -> Value:
-    known = {"servername": "STANDIN", "machinename": "STANDIN", "productversion": "16.0.1000.6", "edition": "Developer Edition (64-bit)",
+    known = {"servername": "STANDIN", "machinename": "STANDIN", "productversion": "16.0.1000.6", "edition":
+        "Developer Edition (64-bit)",
              "engineedition": "3", "productlevel": "RTM", "collation": "SQL_Latin1_General_CP1_CI_AS"}  # fmt: skip
     text = known.get(args[0].name.lower())
     return Value(literal(text) if text else "NULL", SqlType("sql_variant"))
@@ -1163,24 +1167,18 @@ def _object_id(c: Compiler, args: list[exp.Expr], scope: Scope) -> Value:
     kinds = {"U": " AND kind = 'BASE TABLE'", "V": " AND kind = 'VIEW'"}
     only = kinds[args[1].name.upper()] if len(args) > 1 and args[1].name.upper() in kinds else ""
     return Value(
-        f"(SELECT min(object_id) FROM ms.objects WHERE schema_name = {literal(schema)} AND name = {literal(name)}{only})",
+        f"(SELECT min(object_id) FROM ms.objects WHERE schema_name = {literal(schema)} AND name = "
+        f"{literal(name)}{only})",
         INT,
     )
 
 
 def _schema_id(c: Compiler, args: list[exp.Expr], scope: Scope) -> Value:
     return Value(
-        f"(SELECT min(CAST(oid AS INTEGER)) FROM duckdb_schemas() WHERE schema_name = {literal(args[0].name)} AND NOT internal)",
+        f"(SELECT min(CAST(oid AS INTEGER)) FROM duckdb_schemas() WHERE schema_name = {literal(args[0].name)} "
+        f"AND NOT internal)",
         INT,
     )
-
-
-
-
-
-
-
-
 
 
 FUNCTIONS: dict[str, Handler] = {
@@ -1189,12 +1187,14 @@ FUNCTIONS: dict[str, Handler] = {
     "rtrim": _texts("rtrim({0}, ' ')"), "reverse": _texts("reverse({0})"),
     "replicate": _texts("repeat({0}, {1})", SqlType("nvarchar", 4000)), "unicode": _texts("unicode({0})", INT),
     "char": _number("chr({0})", SqlType("char", 1)), "nchar": _number("chr({0})", SqlType("nchar", 1)),
-    "len": _texts("CAST(length(rtrim({0}, ' ')) AS INTEGER)", INT), "datalength": _datalength, "left": _left, "right": _right,
+    "len": _texts("CAST(length(rtrim({0}, ' ')) AS INTEGER)", INT), "datalength": _datalength, "left": _left,
+    "right": _right,
     "substring": _substring, "replace": _replace, "charindex": _charindex, "concat": _concat,
     "abs": _number("abs({0})"), "floor": _whole("floor({0})"), "ceiling": _whole("ceil({0})"),
     "round": _round, "power": _number("pow({0}, {1})"), "sqrt": _number("sqrt({0})", FLOAT),
     "sysutcdatetime": _clock(NOW, make("datetime2")), "sysdatetime": _clock(NOW, make("datetime2")),
-    "getutcdate": _clock(f"ms.datetime({NOW})", SqlType("datetime")), "getdate": _clock(f"ms.datetime({NOW})", SqlType("datetime")),
+    "getutcdate": _clock(f"ms.datetime({NOW})", SqlType("datetime")), "getdate": _clock(f"ms.datetime({NOW})",
+    SqlType("datetime")),
     "sysdatetimeoffset": _clock(f"ms.at({NOW}, 0)", make("datetimeoffset")),
     "min_active_rowversion": _clock("CAST(getvariable('ms_min_active') AS BLOB)", SqlType("varbinary", 8)),
     "scope_identity": _clock("CAST(getvariable('ms_identity') AS DECIMAL(38,0))", SqlType("numeric", None, 38, 0)),
@@ -1204,5 +1204,6 @@ FUNCTIONS: dict[str, Handler] = {
     "newid": lambda c, args, scope: Value("uuid()", SqlType("uniqueidentifier")),
     "hashbytes": _hashbytes, "db_name": _db_name, "serverproperty": _server_property,
     "databasepropertyex": _database_property, "object_id": _object_id, "schema_id": _schema_id,
-    "suser_sname": lambda c, args, scope: Value("'sa'", SYSNAME), "user_name": lambda c, args, scope: Value("'dbo'", SYSNAME),
+    "suser_sname": lambda c, args, scope: Value("'sa'", SYSNAME), "user_name": lambda c, args, scope: Value("'dbo'",
+    SYSNAME),
 }  # fmt: skip

@@ -1,8 +1,8 @@
 """Databases and sessions: transactions, row versions, and the running of plans on DuckDB.
 
-Every database is a DuckDB in memory. A session's transaction reaches DuckDB with its first write; until then each of its
-statements reads what is committed. DuckDB gives up a transaction that meets another's change, where a SQL Server's writer
-would have waited: so a session keeps a log of its writes, rolls back, waits, and plays the log again.
+Every database is a DuckDB in memory. A session's transaction reaches DuckDB with its first write; until then each of
+its statements reads what is committed. DuckDB gives up a transaction that meets another's change, where a SQL Server's
+writer would have waited: so a session keeps a log of its writes, rolls back, waits, and plays the log again.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -21,7 +22,6 @@ from sqlglot import exp
 from . import wire
 from .dialect import ColumnInfo, Compiler, TableInfo, parse
 from .errors import Cancelled, SqlError, cannot, is_conflict, translate
-from .shims import MACROS
 from .sqltypes import SqlType
 from .statements import Plan, compile_statement
 
@@ -30,12 +30,14 @@ REPLAY_LIMIT = 50_000  # statements of a transaction that are kept for playing a
 CACHED = 20_000  # characters of a statement that is worth remembering
 CHUNK = 2_048  # rows fetched and encoded at a time
 
+_SHIMS = Path(__file__).with_name("shims.sql").read_text()
+
 Parameters = dict[str, tuple[int, SqlType]]
 
 
 @dataclass(slots=True)
 class Outcome:
-    """What one statement gave: columns and chunks of rows, or a count, or neither; transaction: 8, 9 or 10 of ENVCHANGE."""
+    """What a statement gave: columns and chunks of rows, a count, or neither. transaction: 8, 9 or 10 of ENVCHANGE."""
 
     columns: list[wire.Column] | None = None
     chunks: Iterator[list[tuple[Any, ...]]] | None = None
@@ -51,7 +53,7 @@ class Database:
     def __init__(self, name: str) -> None:
         self.name = name
         self.root = duckdb.connect(":memory:", config={"threads": 2, "default_collation": "NOCASE"})
-        self.root.execute(MACROS.replace("{database}", name.replace("'", "''")))
+        self.root.execute(_SHIMS.replace("{database}", name.replace("'", "''")))
         self.versions = self.root.cursor()
         self.latch = threading.Lock()
         self.lock = threading.Lock()
@@ -63,12 +65,13 @@ class Database:
         """@@DBTS: the last row version assigned, by whichever transaction."""
         with self.lock:
             row = self.versions.execute(
-                "SELECT coalesce(last_value, 2000) FROM duckdb_sequences() WHERE sequence_name = 'row_version' AND schema_name = 'ms'"
+                "SELECT coalesce(last_value, 2000) FROM duckdb_sequences() WHERE sequence_name = 'row_version' "
+                "AND schema_name = 'ms'"
             ).fetchone()
         return int(row[0]) if row else 2000
 
     def min_active(self) -> tuple[int, int]:
-        """MIN_ACTIVE_ROWVERSION() and @@DBTS. The counter is read before the open transactions, so the bound is never too high."""
+        """MIN_ACTIVE_ROWVERSION() and @@DBTS; the counter is read first, so that the bound is never too high."""
         last = self.last_version()
         return min([last + 1, *list(self.active.values())]), last
 
@@ -179,7 +182,7 @@ class Session:
     def batch(
         self, sql: str, parameters: Parameters | None = None, values: dict[int, Any] | None = None
     ) -> Iterator[Outcome]:
-        """Runs the statements of a batch one by one. Raises SqlError or Cancelled; then the rest of the batch is not run."""
+        """Runs a batch's statements one by one. Raises SqlError or Cancelled, and the rest is not run."""
         if command := self._command(sql):
             yield from command
             return
@@ -317,7 +320,7 @@ class Session:
         return Outcome(count=count, command=plan.command)
 
     def insert_many(self, sql: str, parameters: Parameters, rows: list[dict[int, Any]]) -> bool:
-        """Runs one INSERT for many sets of values at once; False, and nothing done, when the statement is not of that kind."""
+        """Runs an INSERT for many sets of values at once; False, and nothing done, when it is not of that kind."""
         nodes = _parsed(sql)
         plan = self.plan(nodes[0], sql, 0, parameters) if len(nodes) == 1 else None
         if plan is None or plan.bulk is None:
@@ -424,7 +427,7 @@ class Session:
             self._execute(plan, arguments)
 
     def _lose(self) -> None:
-        """After an error DuckDB's transaction is of no more use. An autocommitted one is over, another is played again later."""
+        """DuckDB's transaction is of no use after an error: it is over, or will be played again."""
         with suppress(duckdb.Error):  # There may be none.
             self.con.execute("ROLLBACK")
         if self.transaction:

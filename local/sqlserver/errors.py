@@ -49,16 +49,25 @@ def translate(error: Exception) -> Exception:
         key = re.search(r'[Dd]uplicate key "([^"]*)"', text)
         value = re.sub(r"\w+: ", "", key[1]) if key else ""
         return SqlError(
-            2627, f"Violation of PRIMARY KEY or UNIQUE constraint. Cannot insert duplicate key. The duplicate key value is ({value}).", 14
+            2627, f"Violation of PRIMARY KEY or UNIQUE constraint. Cannot insert duplicate key. The duplicate "
+                  f"key value is ({value}).", 14
         )  # fmt: skip
     if null := re.search(r"NOT NULL constraint failed: (\w+)\.(.+)", text):
         return SqlError(
-            515, f"Cannot insert the value NULL into column '{null[2].strip()}', table '{null[1]}'; column does not allow nulls.", state=2
+            515, f"Cannot insert the value NULL into column '{null[2].strip()}', table '{null[1]}'; column does "
+                 f"not allow nulls.", state=2
         )  # fmt: skip
     if schema := re.search(r"Schema with name (.+?) does not exist", text):
-        return SqlError(2760, f'The specified schema name "{schema[1]}" either does not exist or you do not have permission to use it.')
+        return SqlError(
+            2760,
+            f'The specified schema name "{schema[1]}" either does not exist or you do not have permission to use it.',
+        )
     if grouped := re.search(r'column "(.+?)" must appear in the GROUP BY clause', text):
-        return SqlError(8120, f"Column '{grouped[1]}' is invalid in the select list because it is not contained in either an aggregate function or the GROUP BY clause.")
+        return SqlError(
+            8120,
+            f"Column '{grouped[1]}' is invalid in the select list because it is not contained "
+            f"in either an aggregate function or the GROUP BY clause.",
+        )
     if "CHECK constraint" in text:
         return SqlError(547, "The statement conflicted with a CHECK constraint.")
     if isinstance(error, duckdb.ConversionException):

@@ -172,7 +172,9 @@ class Connection:
     def _tokens(self, outcomes: Iterable[Outcome], token: int, *, metadata: bool = True) -> None:
         """Writes a batch's outcomes; inside a procedure (token DONEINPROC) the caller writes the last DONE."""
         assert self.session is not None
-        pending: tuple[int | None, int] | None = None  # count and command of a DONE that waits to know whether it is the last
+        pending: tuple[int | None, int] | None = (
+            None  # count and command of a DONE that waits to know whether it is the last
+        )
         try:
             for outcome in outcomes:
                 if pending:
@@ -205,7 +207,7 @@ class Connection:
 
     def _transaction(self, r: Reader) -> None:
         assert self.session is not None
-        request = r.u16()
+        request, status = r.u16(), 0
         if request == 5:
             r.u8()
             outcomes = [self.session.begin()]
@@ -215,7 +217,13 @@ class Connection:
             outcomes = []
             if self.session.transaction:
                 self.session.transaction.level = 1
-                outcomes.append(self.session.commit() if request == 7 else self.session.rollback())
+                try:
+                    outcomes.append(self.session.commit() if request == 7 else self.session.rollback())
+                except SqlError as e:
+                    # A commit that fails has rolled back; the client must learn both.
+                    self.link.write(self._error(e))
+                    status = DONE_ERROR
+                    outcomes.append(Outcome(transaction=10))
             if flags & 1:
                 outcomes.append(self.session.begin())
         else:
@@ -223,7 +231,7 @@ class Connection:
         for outcome in outcomes:
             if outcome.transaction:
                 self.link.write(self._transaction_change(outcome.transaction))
-        self.link.write(wire.done(DONE))
+        self.link.write(wire.done(DONE, status))
 
     # ---- procedures
 
@@ -269,7 +277,7 @@ class Connection:
         return handle, {i: v[3] for i, v in enumerate(values[1:], 1)}
 
     def _run_bulk(self, run: list[tuple[int, dict[int, Any]]], *, last: bool) -> None:
-        """Many executions of one INSERT as one; if that cannot be or fails, one by one, so that each has its own fate."""
+        """Many executions of one INSERT as one; where that fails, one by one, so that each has its own fate."""
         assert self.session is not None
         handle, failed = run[0][0], False
         sql, parameters = self.prepared[handle]
@@ -341,6 +349,12 @@ class Connection:
         for i, (name, _, _, value) in enumerate(values[2:], 1):
             number = declared[name.lstrip("@").lower()][0] if name and name.lstrip("@").lower() in declared else i
             numbered[number] = value
+        if len(numbered) > 2_100:
+            raise SqlError(
+                8003,
+                "The incoming request has too many parameters. The server supports a maximum of 2100 parameters. "
+                "Reduce the number of parameters and resend the request.",
+            )
         return sql, declared, numbered
 
 
@@ -351,4 +365,3 @@ def declarations(text: str) -> Parameters:
         numbers = [-1 if a.strip().lower() == "max" else int(a) for a in args.split(",")] if args else []
         out[name.lower()] = (len(out) + 1, make(kind.lower(), *numbers))
     return out
-

@@ -31,8 +31,9 @@ _NEXT_VERSION = "ms.rv(nextval('ms.row_version'))"
 class Plan:
     """One statement, ready to run.
 
-    sql: DuckDB's text (DDL may need several, in `steps`). columns: of its result, if it has one. parameters: the numbers of
-    those that it uses. row_version: it assigns row versions. bulk: the same INSERT fed with lists, a list per parameter.
+    sql: DuckDB's text (DDL may need several, in `steps`). columns: of its result, if any. parameters: the numbers of
+    those that it uses. row_version: it assigns row versions. bulk: the same INSERT, fed with a list per parameter.
+    command: as DONE tells it. inferred: types that parameters of unknown type turned out to need.
     """
 
     kind: str
@@ -90,9 +91,7 @@ def _query(c: Compiler, node: exp.Expr) -> Plan:
     return Plan("query", f"SELECT {items} FROM ({sql}) AS q({', '.join(names)})", columns)
 
 
-def _returning(
-    c: Compiler, node: exp.Expr, table: TableInfo, prefix: str
-) -> tuple[str, list[wire.Column]]:
+def _returning(c: Compiler, node: exp.Expr, table: TableInfo, prefix: str) -> tuple[str, list[wire.Column]]:
     """OUTPUT inserted.x as DuckDB's RETURNING."""
     clause = node.args.get("returning")
     if not clause:
@@ -129,11 +128,14 @@ def _insert(c: Compiler, node: exp.Insert, identity_insert: bool) -> Plan:
     columns = [by_name[n.lower()] for n in names] or free
     for col in columns:
         if col.type.name == "timestamp":
-            raise SqlError(273, "Cannot insert an explicit value into a timestamp column. Use INSERT with a column list to exclude the timestamp column, or insert a DEFAULT into the timestamp column.")  # fmt: skip
+            raise SqlError(273, "Cannot insert an explicit value into a timestamp column. Use INSERT with a "
+                                "column list to exclude the timestamp column, or insert a DEFAULT into the "
+                                "timestamp column.")  # fmt: skip
         if col.sequence and not identity_insert:
             raise SqlError(
                 544,
-                f"Cannot insert explicit value for identity column in table '{table.name}' when IDENTITY_INSERT is set to OFF.",
+                f"Cannot insert explicit value for identity column in table '{table.name}' when IDENTITY_INSERT "
+                f"is set to OFF.",
             )
     scope = Scope()
     prefix = c.with_clause(node, scope)
@@ -143,6 +145,13 @@ def _insert(c: Compiler, node: exp.Insert, identity_insert: bool) -> Plan:
         columns, inner, types, plain = [], [], [], []
         source_sql = ""
     elif isinstance(node.expression, exp.Values):
+        if len(node.expression.expressions) > 1_000:
+            raise SqlError(
+                10738,
+                "The number of row value expressions in the INSERT statement exceeds the maximum "
+                "allowed number of 1000 row values.",
+                15,
+            )
         rows = []
         for row in node.expression.expressions:
             if len(row.expressions) != len(columns):
@@ -295,14 +304,17 @@ def _remember(schema: str, name: str, kind: str, columns: list[ColumnInfo], defi
         return "NULL" if value is None else str(value)
 
     rows = ", ".join(
-        f"({literal(schema)}, {literal(name)}, {literal(c.name)}, {i}, {literal(c.type.name)}, {number(c.type.length)}, "
-        f"{number(c.type.precision)}, {number(c.type.scale)}, {c.nullable}, {text(c.default)}, {text(c.sequence)}, {text(c.computed)})"
+        f"({literal(schema)}, {literal(name)}, {literal(c.name)}, {i}, {literal(c.type.name)}, "
+        f"{number(c.type.length)}, "
+        f"{number(c.type.precision)}, {number(c.type.scale)}, {c.nullable}, {text(c.default)}, "
+        f"{text(c.sequence)}, {text(c.computed)})"
         for i, c in enumerate(columns, 1)
     )
     return [
         f"DELETE FROM ms.objects WHERE schema_name = {literal(schema)} AND name = {literal(name)}",
         f"DELETE FROM ms.columns WHERE schema_name = {literal(schema)} AND table_name = {literal(name)}",
-        f"INSERT INTO ms.objects VALUES (nextval('ms.object_id'), {literal(schema)}, {literal(name)}, '{kind}', {literal(definition)}, {clock})",
+        f"INSERT INTO ms.objects VALUES (nextval('ms.object_id'), {literal(schema)}, {literal(name)}, '{kind}', "
+        f"{literal(definition)}, {clock})",
         f"INSERT INTO ms.columns VALUES {rows}",
     ]
 
@@ -348,7 +360,9 @@ def _create_view(c: Compiler, target: exp.Expr, query: exp.Expr, text: str, *, r
     if existing and not replace:
         raise SqlError(2714, f"There is already an object named '{name}' in the database.", state=3)
     if query.args.get("order") and not query.args.get("limit"):
-        raise SqlError(1033, "The ORDER BY clause is invalid in views, inline functions, derived tables, subqueries, and common table expressions, unless TOP, OFFSET or FOR XML is also specified.", 15)  # fmt: skip
+        raise SqlError(1033, "The ORDER BY clause is invalid in views, inline functions, derived tables, "
+                             "subqueries, and common table expressions, unless TOP, OFFSET or FOR XML is also "
+                             "specified.", 15)  # fmt: skip
     sql, outputs = c.query(query)
     if c.used:
         raise SqlError(156, "A view takes no parameters.", 15)
@@ -363,7 +377,8 @@ def _create_view(c: Compiler, target: exp.Expr, query: exp.Expr, text: str, *, r
         if lowered.count(n.lower()) > 1:
             raise SqlError(
                 4506,
-                f"Column names in each view or function must be unique. Column name '{n}' in view or function '{name}' is specified more than once.",
+                f"Column names in each view or function must be unique. Column name '{n}' in view or function "
+                f"'{name}' is specified more than once.",
             )
     columns = [ColumnInfo(n, o.type) for n, o in zip(names, outputs, strict=True)]
     full = f"{quote(schema)}.{quote(name)}"
@@ -409,7 +424,8 @@ def _column(
                 start, step = kind.args.get("start"), kind.args.get("increment")
                 sequence = f"ms.{quote(f'id {schema}.{table}.{name}')}"
                 steps.append(
-                    f"CREATE OR REPLACE SEQUENCE {sequence} START {start.name if start else 1} INCREMENT {step.name if step else 1}"
+                    f"CREATE OR REPLACE SEQUENCE {sequence} START {start.name if start else 1} INCREMENT "
+                    f"{step.name if step else 1}"
                 )
                 nullable = False
             case exp.CheckColumnConstraint():
@@ -501,13 +517,15 @@ def _alter(c: Compiler, node: exp.Alter, text: str) -> Plan:
             if at is None:
                 raise SqlError(
                     4924,
-                    f"ALTER TABLE ALTER COLUMN failed because column '{action.name}' does not exist in table '{table.name}'.",
+                    f"ALTER TABLE ALTER COLUMN failed because column '{action.name}' does not exist in table "
+                    f"'{table.name}'.",
                 )
             value = cast(Value(quote(columns[at].name), columns[at].type), t, column=columns[at].name).sql
             nullable = action.args.get("allow_null") is not False
             steps += [
                 f"ALTER TABLE {table.sql} ALTER COLUMN {quote(columns[at].name)} TYPE {t.duck} USING {value}",
-                f"ALTER TABLE {table.sql} ALTER COLUMN {quote(columns[at].name)} {'DROP' if nullable else 'SET'} NOT NULL",
+                f"ALTER TABLE {table.sql} ALTER COLUMN {quote(columns[at].name)} {'DROP' if nullable else 'SET'} "
+                f"NOT NULL",
             ]
             columns[at] = columns[at]._replace(type=t, nullable=nullable)
         else:
@@ -541,6 +559,7 @@ def _drop(c: Compiler, node: exp.Drop) -> Plan:
         steps += [
             f"DROP {kind} {table.sql}",
             f"DELETE FROM ms.objects WHERE schema_name = {literal(table.schema)} AND name = {literal(table.name)}",
-            f"DELETE FROM ms.columns WHERE schema_name = {literal(table.schema)} AND table_name = {literal(table.name)}",
+            f"DELETE FROM ms.columns WHERE schema_name = {literal(table.schema)} AND table_name = "
+            f"{literal(table.name)}",
         ]
     return Plan("ddl", "", steps=steps)

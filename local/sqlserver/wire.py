@@ -75,9 +75,6 @@ class Reader:
 
 _WIRE_NAMES = {0xA5: "varbinary", 0xAD: "binary", 0xA7: "varchar", 0xAF: "char", 0xE7: "nvarchar", 0xEF: "nchar"}
 _INTN = {1: "tinyint", 2: "smallint", 4: "int", 8: "bigint"}
-_FIXED = {0x30: 0x26, 0x34: 0x26, 0x38: 0x26, 0x7F: 0x26, 0x32: 0x68, 0x3E: 0x6D, 0x3B: 0x6D, 0x3D: 0x6F, 0x3A: 0x6F,
-          0x3C: 0x6E, 0x7A: 0x6E}  # fmt: skip
-_FIXED_SIZE = {0x30: 1, 0x34: 2, 0x38: 4, 0x7F: 8, 0x32: 1, 0x3E: 8, 0x3B: 4, 0x3D: 8, 0x3A: 4, 0x3C: 8, 0x7A: 4}
 
 
 def read_parameter(r: Reader) -> tuple[str, int, SqlType, Any]:
@@ -126,9 +123,6 @@ def read_parameter(r: Reader) -> tuple[str, int, SqlType, Any]:
         return name, status, SqlType("xml", -1), None if raw is None else raw.decode("utf-16")
     if kind == 0x1F:
         return name, status, SqlType("null"), None
-    if kind in _FIXED:
-        declared = r.take(_FIXED_SIZE[kind])
-        return name, status, *_number(_FIXED[kind], len(declared), declared)
     if kind in (0x6A, 0x6C):
         r.u8()
         precision, scale = r.u8(), r.u8()
@@ -426,7 +420,7 @@ def bytes8(raw: bytes) -> bytes:
 
 
 def done(token: int, status: int = 0, count: int | None = None, command: int = 0) -> bytes:
-    """DONE, DONEPROC or DONEINPROC. command: SELECT 0xC1, INSERT 0xC3, DELETE 0xC4, UPDATE 0xC5; drivers take counts by it."""
+    """DONE, DONEPROC or DONEINPROC. command: SELECT 0xC1, INSERT 0xC3, DELETE 0xC4, UPDATE 0xC5."""
     return struct.pack("<BHHQ", token, status | (0 if count is None else DONE_COUNT), command, count or 0)
 
 

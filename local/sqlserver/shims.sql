@@ -1,9 +1,5 @@
-"""T-SQL functions that DuckDB lacks, as DuckDB macros; made once in every database, in the schema `ms`.
-
-Raised errors carry their SQL Server number in double brackets; errors.translate reads it back.
-"""
-
-MACROS = r"""
+-- T-SQL functions that DuckDB lacks, as DuckDB macros, and the memory of T-SQL types; run once in every database.
+-- Errors raised here carry their SQL Server number in double brackets; errors.py reads it back.
 CREATE SCHEMA ms;
 CREATE SCHEMA dbo;
 CREATE SEQUENCE ms.row_version START 2001;
@@ -17,6 +13,8 @@ CREATE MACRO ms.divide(a, b) AS CASE WHEN b = 0 THEN error('[[8134]]Divide by ze
 CREATE MACRO ms.int_divide(a, b) AS CASE WHEN b = 0 THEN error('[[8134]]Divide by zero error encountered.')
     WHEN (a < 0) <> (b < 0) THEN -(abs(a) // abs(b)) ELSE abs(a) // abs(b) END;
 CREATE MACRO ms.modulo(a, b) AS CASE WHEN b = 0 THEN error('[[8134]]Divide by zero error encountered.') ELSE a % b END;
+CREATE MACRO ms.datediff_int(n) AS CASE WHEN abs(n) > 2147483647
+    THEN error('[[535]]The datediff function resulted in an overflow.') ELSE n END;
 CREATE MACRO ms.fit(x, n, col) AS CASE WHEN length(rtrim(x, ' ')) > n
     THEN error('[[2628]]String or binary data would be truncated in column ''' || col || '''. Truncated value: ''' || x[:100] || '''.')
     ELSE x[:n] END;
@@ -52,6 +50,8 @@ CREATE MACRO ms.fraction(us, scale) AS CASE WHEN scale = 0 THEN '' ELSE '.' || l
 CREATE MACRO ms.ts_text(x, format, scale) AS strftime(x, format) || ms.fraction(epoch_us(x) + ms.year_one(), scale);
 CREATE MACRO ms.iso_text(x, scale) AS strftime(x, '%Y-%m-%dT%H:%M:%S')
     || CASE WHEN (epoch_us(x) + ms.year_one()) % 1000000 = 0 THEN '' ELSE ms.fraction(epoch_us(x) + ms.year_one(), scale) END;
+CREATE MACRO ms.us_text(x) AS strftime(x, '%b ') || lpad(CAST(day(x) AS VARCHAR), 2, ' ') || strftime(x, ' %Y ')
+    || lpad(strftime(x, '%-I:%M%p'), 7, ' ');
 CREATE MACRO ms.time_text(x, scale) AS strftime(CAST(DATE '1900-01-01' + x AS TIMESTAMP), '%H:%M:%S') || ms.fraction(epoch_us(x), scale);
 CREATE MACRO ms.float_text(x) AS CASE WHEN x = trunc(x) AND abs(x) < 1000000 THEN CAST(CAST(x AS BIGINT) AS VARCHAR) ELSE printf('%.6g', x) END;
 CREATE MACRO ms.int_text(s) AS CASE WHEN regexp_full_match(s, '\s*[+-]?\d*\s*') THEN CASE WHEN trim(s) = '' THEN '0' ELSE trim(s) END
@@ -83,4 +83,3 @@ CREATE VIEW ms.info_views AS SELECT '{database}' AS TABLE_CATALOG, schema_name A
     definition AS VIEW_DEFINITION, 'NONE' AS CHECK_OPTION, 'NO' AS IS_UPDATABLE FROM ms.objects WHERE kind = 'VIEW';
 CREATE VIEW ms.info_schemata AS SELECT '{database}' AS CATALOG_NAME, schema_name AS SCHEMA_NAME FROM duckdb_schemas()
     WHERE NOT internal AND schema_name NOT IN ('ms', 'main') AND database_name = current_database();
-"""

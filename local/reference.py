@@ -1,0 +1,41 @@
+"""Writes the tables that the docs share with the code: `make docs`. A test holds the two equal.
+
+A generated table stands between two comments, `<!-- NAME -->` and `<!-- /NAME -->`.
+"""
+
+from pathlib import Path
+
+from pydantic_core import PydanticUndefined
+
+from shared.settings import Settings, setting_name
+from shared.syncs import CATALOGUE
+
+README = Path(__file__).resolve().parent.parent / "README.md"
+
+
+def settings_table() -> str:
+    """Every setting with its default, as a Markdown table."""
+    lines = ["| setting | default | what it is |", "|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        if field.default is PydanticUndefined:
+            default = "**required**"
+        else:
+            default = "" if field.default is None else f"`{field.default}`"
+        lines.append(f"| `{setting_name(name)}` | {default} | {field.description} |")
+    for sync in CATALOGUE:
+        what = f"When `{sync.name}` runs: six-field NCRONTAB, UTC."
+        lines.append(f"| `{sync.schedule_setting}` | **required** | {what} |")
+    return "\n".join(lines)
+
+
+def with_tables(text: str) -> str:
+    """`text` with its generated tables as the code has them now."""
+    for name, table in {"settings": settings_table()}.items():
+        start, end = f"<!-- {name} -->\n", f"\n<!-- /{name} -->"
+        head, rest = text.split(start, 1)
+        text = head + start + table + end + rest.split(end, 1)[1]
+    return text
+
+
+if __name__ == "__main__":
+    README.write_text(with_tables(README.read_text()))
