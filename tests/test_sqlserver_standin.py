@@ -3,8 +3,6 @@
 What holds on a real server too runs there when TEST_SQL_SERVER names one.
 """
 
-# SQL Server's datetimes have no zone.
-# ruff: noqa: DTZ001
 from __future__ import annotations
 
 import json
@@ -244,7 +242,8 @@ EXPRESSIONS: list[tuple[str, object]] = [
     ("SUBSTRING('abc', 0, 2)", "a"),
     ("LEFT('abc', 2) + RIGHT('abc', 1)", "abc"), ("REPLACE('aXbx', 'x', '-')", "a-b-"), ("UPPER('é') + LOWER('ABC')",
     "Éabc"),
-    ("LTRIM(RTRIM('  a '))", "a"), ("TRIM('  a ')", "a"), ("CONCAT('a', NULL, 1)", "a1"), ("CHARINDEX('C', 'abc')", 3),
+    ("LTRIM(RTRIM('  a '))", "a"), ("CAST('ab' AS char(4)) + '|'", "ab  |"), ("TRIM('  a ')", "a"),
+    ("CONCAT('a', NULL, 1)", "a1"), ("CHARINDEX('C', 'abc')", 3),
     ("ABS(-5)", 5),
     ("ROUND(1.256, 2)", Decimal("1.260")), ("FLOOR(-1.5)", Decimal("-2")), ("CEILING(1.2)", Decimal("2")),
     ("CAST('2024-01-31' AS date)", date(2024, 1, 31)), ("DATEADD(month, 1, CAST('2024-01-31' AS date))", date(2024, 2,
@@ -516,8 +515,36 @@ def test_nothing_stays_of_a_client_that_is_killed_within_a_transaction(
         one(orders, "SELECT MIN_ACTIVE_ROWVERSION()") <= one(orders, "SELECT @@DBTS") and clock.monotonic() < deadline
     ):  # type: ignore[operator]
         clock.sleep(0.05)
+    assert one(orders, "SELECT MIN_ACTIVE_ROWVERSION()") > one(orders, "SELECT @@DBTS")  # type: ignore[operator]
     assert one(orders, "SELECT SUM(n) FROM dbo.orders") == 0
     assert orders.execute("UPDATE dbo.orders SET n = 1").rowcount == 3
+
+
+def test_no_row_version_below_the_bound_appears_later(connect: Connect, orders: pyodbc.Connection) -> None:
+    faults: list[Exception] = []
+
+    def write(client: pyodbc.Connection, first: int) -> None:
+        try:
+            for i in range(first, first + 40):
+                client.execute("INSERT INTO dbo.orders (id, n) VALUES (?, 0)", i)
+                client.execute("UPDATE dbo.orders SET n = n + 1 WHERE id = ?", first)
+                client.rollback() if i % 5 == 0 else client.commit()
+        except Exception as e:
+            faults.append(e)
+
+    threads = [threading.Thread(target=write, args=(connect(autocommit=False), 1000 * n)) for n in range(1, 5)]
+    for thread in threads:
+        thread.start()
+    reader, bounds = connect(), []
+    while any(thread.is_alive() for thread in threads):
+        bound = one(reader, "SELECT MIN_ACTIVE_ROWVERSION()")
+        seen = reader.execute("SELECT id, row_version FROM dbo.orders WHERE row_version < CAST(? AS binary(8))", bound)
+        bounds.append((bound, {tuple(r) for r in seen.fetchall()}))
+    assert faults == []
+    final = {tuple(r) for r in orders.execute("SELECT id, row_version FROM dbo.orders").fetchall()}
+    assert len(bounds) > 5
+    for bound, seen_then in bounds:
+        assert {r for r in final if r[1] < bound} <= seen_then
 
 
 def test_readers_do_not_wait_for_writers_and_read_what_is_committed(
