@@ -14,7 +14,7 @@ serve: setup  ## the same, kept running to play with
 	@$(python) -m local.demo --serve
 
 test: setup
-	@$(python) -m pytest -q $(PYTEST_ARGS)
+	@$(python) -m pytest -q -n 2 --dist worksteal $(PYTEST_ARGS)
 
 lint: setup
 	@$(python) -m ruff check . && $(python) -m ruff format --check . && $(python) -m mypy

@@ -5,6 +5,7 @@ Facts (Customer.io's Track API documentation): HTTP Basic with site id and API k
 2xx means accepted, not yet applied.
 """
 
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -158,6 +159,9 @@ class CustomerIo:
             rejections = {error["batch_index"]: _rejection(error) for error in reversed(errors)}
             fates = iter([rejections.get(index) for index in range(operations)])
             return [tuple(next(fates) for _ in group) for group in groups]
+        if operations == 1 and answer.status_code == 413:
+            self._give_up(DeliveryUnavailable("Customer.io finds even a single operation too large (413)."))
+            return unknown
         if operations == 1:
             return [(_rejection(errors[0]) if errors else Rejection(f"refused with {answer.status_code}"),)]
         if len(groups) == 1:
@@ -216,6 +220,11 @@ class Sending:
         self._client = client
         self._batches = batches
 
+    @property
+    def batches(self) -> int:
+        """How many batches there are."""
+        return len(self._batches)
+
     def wait(self) -> list[tuple[Fate, ...]]:
         """The fates of each group's operations, in the order given. What failed is UNKNOWN; see CustomerIo.failure."""
         return [fates for _, sent in self._batches for fates in sent.result()]
@@ -249,8 +258,12 @@ def _errors(answer: httpx.Response) -> list[dict[str, Any]]:
 
 
 def _rejection(error: dict[str, Any]) -> Rejection:
-    # the message is left out: it may quote the value
-    return Rejection(str(error.get("reason") or "rejected")[:100], str(error.get("field") or "")[:200] or None)
+    # The message is left out, and so is whatever does not look like a code or a field's path: it may quote the value.
+    reason, field = str(error.get("reason")), str(error.get("field"))
+    return Rejection(
+        reason if re.fullmatch(r"[a-z_]{1,40}", reason) else "rejected",
+        field if error.get("field") and re.fullmatch(r"[\w.\[\]-]{1,200}", field) else None,
+    )
 
 
 _backoff = wait_exponential_jitter(multiplier=0.5, max=_LONGEST_PAUSE, jitter=0.5)

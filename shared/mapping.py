@@ -8,6 +8,7 @@ attributes an identify, 32 kB an operation.
 """
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
@@ -36,6 +37,9 @@ CAN_TRIGGER_SECONDS = 72 * 3600
 SECONDS_PER_DAY = 86_400
 _LAST_SECOND = 253_402_300_799  # of the year 9999
 _EXACT_IN_JAVASCRIPT = 2**53
+_SAMPLE = 20
+_FLAGS = ({"true", "false"}, {"0", "1"}, {"y", "n"}, {"yes", "no"})
+_DATE = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d+)?)?)?(Z|[+-]\d\d:?\d\d)?")
 _PERSON = "person."
 _RESERVED_ATTRIBUTES = frozenset({"id", "cio_id", "anonymous_id"})
 _RESERVED_PROPERTIES = frozenset({"recipient", "from_address", "reply_to"})
@@ -80,16 +84,19 @@ def event_ulid(digest: bytes, event_time: int) -> str:
 
 
 class Mapper:
-    """Maps the pages of one view. Raises ViewFault where a column's name is not the view's to use."""
+    """Maps the pages of one view, but for the columns `withheld` (names in lower case).
 
-    def __init__(self, view: View, settings: Settings) -> None:
+    Raises ViewFault where a column's name is not the view's to use.
+    """
+
+    def __init__(self, view: View, settings: Settings, withheld: Set[str] = frozenset()) -> None:
         self._view = view
         self._wall_clock = None if settings.sql_time_zone == "UTC" else _WallClock(ZoneInfo(settings.sql_time_zone))
         # a row starts with cursor and key
         self._columns = {field.name.lower(): (index, field) for index, field in enumerate(view.fields, start=2)}
         event = view.sync.kind is Kind.EVENT
         own = {"customer_id", "event_name", "event_time"} if event else {"customer_id"}
-        rest = [(index, field) for name, (index, field) in self._columns.items() if name not in own]
+        rest = [(index, field) for name, (index, field) in self._columns.items() if name not in own | withheld]
         person = [(i, f) for i, f in rest if event and f.name.lower().startswith(_PERSON)]
         values = [(i, f) for i, f in rest if (i, f) not in person]
         self._values = tuple((index, field, field.name) for index, field in values)
@@ -106,6 +113,25 @@ class Mapper:
 
     def _refuse(self, field: Field, why: str) -> None:
         raise ViewFault(f"Column {field.name} of {self._view.name} cannot be sent: {why}. Rename it in the view.")
+
+    def disguised(self, page: Page) -> dict[str, str]:
+        """The text columns that hold nothing but flags or dates, and which of the two: {column: what}.
+
+        A text never matches a true/false or a date condition at Customer.io, so such a column is the view's to convert.
+        A page with fewer than 20 values says nothing.
+        """
+        found = {}
+        for index, field, _ in (*self._values, *self._person):
+            if field.form is not Form.TEXT or field.name.lower() == "event_id":
+                continue
+            values = {row[index] for row in page.rows if row[index] is not None}
+            if sum(row[index] is not None for row in page.rows) < _SAMPLE:
+                continue
+            if any({str(value).strip().lower() for value in values} == flags for flags in _FLAGS):
+                found[field.name] = "flags"
+            elif values and all(_DATE.fullmatch(str(value).strip()) for value in values):
+                found[field.name] = "dates"
+        return found
 
     def map(self, page: Page) -> Mapped:
         """Turn the rows of a page into operations, in their order."""
@@ -210,11 +236,18 @@ class Mapper:
                 case Form.TEXT:
                     if name == "email":  # Customer.io refuses a blank one
                         values = [None if value is None else value.strip() or None for value in values]
+                    for row, value in enumerate(values):
+                        if value is not None and value[:1] in ("{", "[") and _is_json(value):
+                            bad.setdefault(row, (field.name, "JSON: nested values are refused"))
                     if max((len(value) for value in values if value is not None), default=0) * 3 > VALUE_BYTES:
                         for row, value in enumerate(values):
                             if value is not None and len(value.encode("utf-8", "surrogatepass")) > VALUE_BYTES:
                                 bad.setdefault(row, (field.name, f"longer than {VALUE_BYTES} bytes"))
                 case Form.LONG:
+                    if any(
+                        isinstance(value, str) for value in values
+                    ):  # decimal(38, 0) has more digits than any number
+                        values = [None if value is None else int(value) for value in values]
                     # beyond 2^53 a number loses digits in JavaScript, hence in messages
                     if any(value is not None and abs(value) > _EXACT_IN_JAVASCRIPT for value in values):
                         values = [str(v) if v is not None and abs(v) > _EXACT_IN_JAVASCRIPT else v for v in values]
@@ -228,6 +261,13 @@ class Mapper:
                     values = self._unix_seconds(field, values)
             checked.append(values)
         return checked
+
+
+def _is_json(text: str) -> bool:
+    try:
+        return isinstance(orjson.loads(text), dict | list)
+    except orjson.JSONDecodeError:
+        return False
 
 
 def _rows(columns: Sequence[Values], count: int) -> list[tuple[Any, ...]]:

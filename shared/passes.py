@@ -23,11 +23,11 @@ from itertools import compress
 from ulid import ULID
 
 from shared.customerio import CustomerIo, Rejection, Sending
-from shared.errors import Busy, NotLive, StateFault, TidemarkError, TryLater
+from shared.errors import Busy, DeliveryUnavailable, NotLive, StateFault, TidemarkError, TryLater
 from shared.ledger import ID_BYTES, Entry, Ledger
 from shared.mapping import Bad, Mapper, Operation
 from shared.settings import Settings, load
-from shared.source import Page, Position, Source, View, position_of
+from shared.source import Form, Page, Position, Source, View, position_of, quote
 from shared.state import Claim, Identity, Mark, State
 from shared.syncs import Kind, Sync
 
@@ -35,6 +35,10 @@ log = logging.getLogger("tidemark")
 
 _MOST_RECENT = 100_000
 """Rows younger than the lookback that a mark remembers, 16 bytes each."""
+
+
+_ALL_REJECTED = 50
+"""A page of at least so many operations that are all rejected is no matter of its rows."""
 
 
 @dataclass(slots=True)
@@ -116,8 +120,13 @@ def _claim(sync: Sync, settings: Settings, state: State, source: Source) -> Clai
         identity = Identity(client.workspace(), survey.server, survey.database)
     state.remember(identity)
     walking = view.horizon(survey, settings.lookback_seconds) if sync.kind is Kind.PROFILE else None
-    state.begin(sync, Mark(identity, view.strategy, walking=walking))
+    state.begin(sync, Mark(identity, view.strategy, walking=walking, account=_account(settings)))
     return state.claim(sync)
+
+
+def _account(settings: Settings) -> str:
+    text = f"{settings.customerio_region}/{settings.customerio_site_id}"
+    return hashlib.blake2b(text.encode(), digest_size=ID_BYTES).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +138,11 @@ class _Sent:
     operations: list[Operation]
     sending: Sending | None
     recent: list[bytes]
+
+    @property
+    def batches(self) -> int:
+        """A page of which nothing is sent counts as one too: memory holds few pages."""
+        return self.sending.batches if self.sending else 1
 
 
 class _Pass:
@@ -161,14 +175,24 @@ class _Pass:
                 " start afresh."
             )
         self._view = view
-        self._mapper = Mapper(view, self._settings)
+        # a column that the view now converts is released
+        texts = {field.name for field in view.fields if field.form is Form.TEXT}
+        self._withhold({name: what for name, what in mark.withheld.items() if name in texts})
+        self._sampled = False
         bound = view.horizon(survey, self._settings.lookback_seconds)
         self._horizon = mark.walking or bound
-        pages = self._source.pages(view, "walk" if mark.walking else "changed", mark.position, bound)
+        start = mark.position
+        if start and start.cursor and start.cursor > bound:
+            # only updated_at: the server's clock went back, so rows may have come in behind the mark
+            start = Position(bound, None)
+        pages = self._source.pages(view, "walk" if mark.walking else "changed", start, bound)
         try:
+            if mark.account != _account(self._settings):
+                self._open_client()
             complete = self._deliver(pages)
             if complete:
                 self._finish()
+            self._say(complete)
             if self._ledger is not None:
                 self._ledger.fold()
         finally:
@@ -179,12 +203,13 @@ class _Pass:
     def _deliver(self, pages: Iterator[Page]) -> bool:
         """Send and account for page after page. False where time, or the room to remember rows, was up."""
         on_their_way: deque[_Sent] = deque()
+        in_flight = self._settings.customerio_batches_in_flight
         complete = True
         # closed here, so that the reader has ended before its connection is
         with closing(_read_ahead(pages)) as read_ahead:
             for page in read_ahead:
                 on_their_way.append(self._send(page))
-                if len(on_their_way) > 1:
+                while len(on_their_way) > 1 and sum(sent.batches for sent in on_their_way) >= in_flight:
                     self._account(on_their_way.popleft())
                 if time.monotonic() >= self._deadline:
                     self._result.outcome, complete = "budget", False
@@ -205,6 +230,10 @@ class _Pass:
         result = self._result
         result.pages += 1
         result.rows += len(page.rows)
+        if not self._sampled:
+            self._sampled = True
+            if found := self._mapper.disguised(page):
+                self._withhold({**self._withheld, **found})
         page, recent = self._without_known(page)
         mapped = self._mapper.map(page) if page.rows else None
         if mapped is None:
@@ -223,6 +252,23 @@ class _Pass:
             sending = self._open_client().send([operation.payloads for operation in operations])
             result.operations += sum(len(operation.payloads) for operation in operations)
         return _Sent(page, mapped.bad, operations, sending, recent)
+
+    def _withhold(self, columns: dict[str, str]) -> None:
+        self._withheld = columns
+        self._mapper = Mapper(self._view, self._settings, {name.lower() for name in columns})
+
+    def _say(self, complete: bool) -> None:
+        """Put into the run's message what a person should know of the view."""
+        says = [self._result.message] if self._result.message else []
+        for column, what in self._withheld.items():
+            kind = "bit" if what == "flags" else "datetime2"
+            says.append(
+                f"Column {column} of {self._view.name} is text but holds only {what}, which no condition on {what}"
+                f" would match: it is not sent. Convert it in the view: CAST({quote(column)} AS {kind})."
+            )
+        if complete and self._result.rows and (count := self._source.count(self._view.without_cursor())):
+            says.append(f"{count} rows have no {self._view.strategy}, so no change of theirs is read. Give them one.")
+        self._result.message = " ".join(says)
 
     def _without_known(self, page: Page) -> tuple[Page, list[bytes]]:
         """The page without the rows that are accounted for already, and the digests of those beyond the horizon.
@@ -260,6 +306,7 @@ class _Pass:
         accepted: list[Entry] = []
         failed: list[Entry] = []
         unknown = False
+        rejected_before = result.rejected
         for operation, fates in zip(sent.operations, sent.sending.wait() if sent.sending else [], strict=True):
             for fate in fates:
                 if isinstance(fate, Rejection):
@@ -274,6 +321,11 @@ class _Pass:
             self._ledger.record(accepted, failed)
         if unknown and self._client is not None and self._client.failure is not None:
             raise self._client.failure
+        if result.rejected - rejected_before == len(sent.operations) >= _ALL_REJECTED:
+            raise DeliveryUnavailable(
+                f"Customer.io rejects all {len(sent.operations)} operations of a page, so it is not the rows."
+                f" The first reason is: {dead[-1]['reason']} ({dead[-1]['field']}). Nothing was set aside."
+            )
         if dead:
             self._state.set_aside(self._sync, result.run, dead)
             result.dead_letters += len(dead)
@@ -298,13 +350,22 @@ class _Pass:
             position: Position | None = Position(None, last.key)
         elif last.cursor is not None and last.cursor < self._horizon:
             position = last
-        elif sent.page.rows and not (mark.position and (mark.position.cursor or "") > self._horizon):
+        elif sent.page.rows:
             position = Position(self._horizon, None)
-        else:  # nothing new, or the server's clock went back
+        else:  # nothing new
             position = mark.position
         if sent.page.rows or position != mark.position:
             recent = b"".join(sorted(self._known))
-            self._claim.save(replace(mark, position=position, ledgered=mark.ledgered + ledgered, recent=recent))
+            self._claim.save(
+                replace(
+                    mark,
+                    position=position,
+                    ledgered=mark.ledgered + ledgered,
+                    account=_account(self._settings),
+                    withheld=self._withheld,
+                    recent=recent,
+                )
+            )
 
     def _finish(self) -> None:
         """The view was read to its end: the mark moves to the bound, and remembers only what lies beyond it."""

@@ -1,5 +1,6 @@
 """The settings, read from the environment (Azure's app settings, or `Values` of local.settings.json)."""
 
+import re
 from ipaddress import ip_address
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
@@ -33,6 +34,13 @@ def _zone(name: str) -> str:
     return name
 
 
+def _names_a_server(text: SecretStr) -> SecretStr:
+    if not re.search(r"(?i)(^|;)\s*(server|addr|address|network address|dsn)\s*=\s*[^;\s]", text.get_secret_value()):
+        raise ValueError("must be an ODBC connection string such as Server=name,1433;Database=shop;UID=...;PWD=...")
+    return text
+
+
+ConnectionString = Annotated[SecretStr, AfterValidator(_names_a_server)]
 LoopbackUrl = Annotated[str, AfterValidator(_loopback)]
 ZoneName = Annotated[str, AfterValidator(_zone)]
 
@@ -42,7 +50,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True, hide_input_in_errors=True)
 
-    sql_connection_string: SecretStr = Field(
+    sql_connection_string: ConnectionString = Field(
         description="ODBC connection string of the database. Without `Driver=` the newest Microsoft driver is taken."
     )
     sql_time_zone: ZoneName = Field(

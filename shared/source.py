@@ -115,6 +115,8 @@ def _selection(column: Column, name: str) -> tuple[str, Form] | None:
             return name, Form.FLAG
         case "decimal" | "numeric" if _is_whole(column):
             return f"CAST({name} AS bigint)", Form.LONG
+        case "decimal" | "numeric" if column.scale == 0:
+            return f"CAST({name} AS varchar(40))", Form.LONG
         case "decimal" | "numeric" | "money" | "smallmoney":
             return f"CAST({name} AS float)", Form.DECIMAL
         case "float" | "real":
@@ -322,6 +324,10 @@ class View:
             parameters.append(start.key)
         return self._select(cursor, key, rows, self._exact(key)), parameters
 
+    def without_cursor(self) -> str:
+        """How many rows no pass will ever read, because their cursor is NULL."""
+        return f"SELECT COUNT(*) FROM {self._feed} AS h WHERE h.{quote(self.cursor.name)} IS NULL"
+
     def _select(self, cursor: str, key: str, rows: str, order: str) -> str:
         fetched_key, _ = cast("tuple[str, Form]", _selection(self._key, key))
         fields = ", ".join(field.expression for field in self.fields)
@@ -462,6 +468,14 @@ class Source:
                     " or leave the column out of the view."
                 ) from None
 
+    def count(self, statement: str) -> int:
+        """The number that a statement of a View asks for. Raises as `survey` does."""
+
+        def ask() -> int:
+            return int(self._connect().execute(statement).fetchval())
+
+        return self._retrying(ask)
+
     def _connect(self) -> pyodbc.Connection:
         if self._connection is None:
             text = _with_driver(self._settings.sql_connection_string.get_secret_value())
@@ -499,23 +513,25 @@ class Source:
 def _pages(cursor: pyodbc.Cursor, size: int) -> Iterator[Page]:
     """Cut what the cursor brings into pages that never end between rows of one (cursor, key)."""
     held: list[tuple[object, ...]] = []
-    while True:
+    more = True
+    while more:
         read_at = int(time.time())
         fetched = cursor.fetchmany(size)
+        more = len(fetched) == size
         rows = held + fetched
-        if not rows:
-            return
         end = len(rows)
-        if fetched:
-            last = rows[-1][:2]
-            # a row without a key is a page's business alone: any number of them may share a cursor
-            while end and last[1] is not None and rows[end - 1][:2] == last:
+        if more:
+            # a row without a key is held for nobody: any number of them may share a cursor
+            while end and rows[-1][1] is not None and _place(rows[end - 1]) == _place(rows[-1]):
                 end -= 1
         held = rows[end:]
         if end:
             yield Page(rows[:end], position_of(rows[end - 1]), read_at)
-        if not fetched:
-            return
+
+
+def _place(row: Sequence[object]) -> tuple[object, object]:
+    """Cursor and key as SQL Server compares them: `=` does not see trailing blanks."""
+    return row[0], row[1].rstrip() if isinstance(row[1], str) else row[1]
 
 
 # --- what SQL Server's errors mean ------------------------------------------------------------------------------------

@@ -51,6 +51,8 @@ class Mark:
 
     `walking` is the bound that was taken before the first pass of a profile sync began to walk the view by key; it
     becomes the position when the walk ends. `ledgered` is the number of ids that the ledger must at least hold.
+    `account` is a digest of the site id and region with which the workspace was last asked for.
+    `withheld` are the columns that are not sent, and why: {name: "flags" or "dates"}.
     `recent` (updated_at only) are the digests, 16 bytes each, of rows beyond the position that are accounted for.
     """
 
@@ -59,6 +61,8 @@ class Mark:
     position: Position | None = None
     walking: str | None = None
     ledgered: int = 0
+    account: str = ""
+    withheld: Mapping[str, str] = field(default_factory=dict)
     recent: bytes = field(default=b"", repr=False)
 
     def to_json(self) -> bytes:
@@ -77,6 +81,8 @@ class Mark:
                 position=Position(**position) if position else None,
                 walking=stored["walking"],
                 ledgered=int(stored["ledgered"]),
+                account=stored["account"],
+                withheld=dict(stored["withheld"]),
                 recent=bytes.fromhex(stored["recent"]),
             )
         except (ValueError, KeyError, TypeError):

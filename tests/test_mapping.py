@@ -29,7 +29,7 @@ CUSTOMER_COLUMNS = (Column("row_version", "timestamp"), Column("customer_id", "n
 
 def view_of(sync: Sync, *columns: Column, zone: str = "UTC") -> tuple[View, Settings]:
     settings = Settings(
-        sql_connection_string="x",
+        sql_connection_string="Server=none",
         customerio_region="us",
         customerio_site_id="x",
         customerio_api_key="x",
@@ -131,6 +131,8 @@ def test_null_leaves_an_attribute_alone():
         (Column("x", "bigint"), 2**53 + 1, str(2**53 + 1)),
         (Column("x", "bigint"), -(2**63), str(-(2**63))),
         (Column("x", "decimal", None, 18, 0), 10**17, str(10**17)),
+        (Column("x", "decimal", None, 38, 0), "123", 123),
+        (Column("x", "decimal", None, 38, 0), "12345678901234567890123456789012345678", "12345678901234567890123456789012345678"),
         (Column("x", "decimal", None, 10, 2), 0.07000000000000001, 0.07),
         (Column("x", "money"), 1234.5678000000001, 1234.5678),
         (Column("x", "float"), 0.1, 0.1),

@@ -56,6 +56,7 @@ def test_a_missing_setting_is_named(load_with, name, value):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
+        ("SQL_CONNECTION_STRING", "planted-secret"),
         ("CUSTOMERIO_REGION", "mars"),
         ("CUSTOMERIO_REQUESTS_PER_SECOND", "0"),
         ("CUSTOMERIO_BATCHES_IN_FLIGHT", "many"),

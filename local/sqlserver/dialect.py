@@ -304,13 +304,25 @@ class Compiler:
         items: list[tuple[str, Output]] = []
         for projection in node.expressions:
             items += self.projection(projection, scope)
-        distinct = "DISTINCT " if node.args.get("distinct") else ""
-        listed = ", ".join(f"{sql} AS {quote(o.name or f'_c{i}')}" for i, (sql, o) in enumerate(items))
-        body = f"SELECT {distinct}{listed}{source}{where}"
+        grouped: list[str] = []
         if group := node.args.get("group"):
             if any(group.args.get(k) for k in ("rollup", "cube", "grouping_sets", "totals")):
                 raise cannot("group by ROLLUP, CUBE or GROUPING SETS")
-            body += " GROUP BY " + ", ".join(self.value(e, scope).sql for e in group.expressions)
+            for by in (self.value(e, scope) for e in group.expressions):
+                plain = [i for i, (sql, _) in enumerate(items) if sql == by.sql]
+                elsewhere = any(by.sql in sql for i, (sql, _) in enumerate(items) if i not in plain)
+                if by.type.name in TEXT and not elsewhere and not node.args.get("having"):
+                    # trailing blanks make no group of their own; one of its values stands for a group
+                    for i in plain:
+                        items[i] = (f"min({by.sql})", items[i][1])
+                    grouped.append(f"rtrim({by.sql})")
+                else:
+                    grouped.append(by.sql)
+        distinct = "DISTINCT " if node.args.get("distinct") else ""
+        listed = ", ".join(f"{sql} AS {quote(o.name or f'_c{i}')}" for i, (sql, o) in enumerate(items))
+        body = f"SELECT {distinct}{listed}{source}{where}"
+        if grouped:
+            body += " GROUP BY " + ", ".join(grouped)
         if node.args.get("having"):
             body += f" HAVING {self.predicate(node.args['having'].this, scope)}"
         columns = [o for _, o in items]
