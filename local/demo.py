@@ -347,7 +347,9 @@ def main() -> int:
     except (Exception, KeyboardInterrupt) as fault:
         if stopping.is_set():  # whatever came of it: pyodbc makes an error of its own of an interrupt
             tell("\nStopped, and all services with it.")
-            return 0 if chosen.serve else 130
+            sys.stdout.flush()
+            # at once: a thread of the host that was cut off must not hold up the interpreter's end
+            os._exit(0 if chosen.serve else 130)
         what = "does not hold" if isinstance(fault, Disagreement) else f"failed: {type(fault).__name__}"
         tell(f"\nThe demo {what}: {fault}")
         return 1

@@ -135,10 +135,14 @@ def azurite(*, folder: Path | None = None, in_memory: bool = False) -> Iterator[
         with Child(command, name="Azurite", env=environment, stdout=subprocess.DEVNULL) as child:
             for port in (blob, queue):
                 _await_port(child, port)
-            yield (
-                f"DefaultEndpointsProtocol=http;AccountName={account};AccountKey={key};"
-                f"BlobEndpoint=http://127.0.0.1:{blob}/{account};QueueEndpoint=http://127.0.0.1:{queue}/{account};"
-            )
+            try:
+                yield (
+                    f"DefaultEndpointsProtocol=http;AccountName={account};AccountKey={key};"
+                    f"BlobEndpoint=http://127.0.0.1:{blob}/{account};QueueEndpoint=http://127.0.0.1:{queue}/{account};"
+                )
+            finally:
+                if folder is None:  # nothing to keep: asked to end, it would wait for its idle connections
+                    child.kill()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,9 @@
 """The Customer.io client: every operation's fate is known, and nothing is sent that would be refused as a whole."""
 
+import base64
 import time
 from collections.abc import Iterator
+from email.utils import formatdate
 
 import orjson
 import pytest
@@ -172,3 +174,34 @@ def test_us_and_eu_have_their_own_hosts(customerio: CustomerioStandin):
     from shared.customerio import TRACK_URLS
 
     assert TRACK_URLS == {"us": "https://track.customer.io", "eu": "https://track-eu.customer.io"}
+
+
+def test_a_retry_after_that_is_a_date_is_honoured(client, workspace):
+    workspace.add_fault(status=429, retry_after=formatdate(time.time() + 3, usegmt=True), times=1)
+    started = time.monotonic()
+    assert client.send(events(1)).wait() == [(None,)]
+    assert time.monotonic() - started > 1.5  # the first pause would otherwise be a second at most
+
+
+def test_a_413_is_halved(client, workspace):
+    workspace.add_fault(status=413, times=1)
+    assert client.send(events(4)).wait() == [(None,)] * 4
+    assert workspace.stats()["events_stored"] == 4
+    assert client.requests == 3
+
+
+@pytest.mark.parametrize("error", [{}, {"batch_index": 2}, {"batch_index": -1}, {"batch_index": "0"}])
+def test_a_207_that_names_no_operation_of_the_batch_is_asked_again_in_halves(client, workspace, error):
+    workspace.add_fault(extra_errors=[{"reason": "invalid", **error}], times=1)
+    assert client.send(events(2)).wait() == [(None,)] * 2
+    assert client.requests == 3
+    assert workspace.stats()["duplicate_events_stored"] == 0
+
+
+def test_no_message_about_refused_credentials_holds_them(client, workspace):
+    workspace.add_fault(status=401)
+    client.send(events(1)).wait()
+    key = workspace.api_key
+    header = base64.b64encode(f"{workspace.site_id}:{key}".encode()).decode()
+    assert isinstance(client.failure, CredentialFault)
+    assert key not in str(client.failure) and header not in str(client.failure)

@@ -4,11 +4,11 @@ import random
 import tracemalloc
 
 import pytest
-from azure.storage.blob import ContainerClient
+from azure.storage.blob import BlobLeaseClient, ContainerClient
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.errors import StateFault
+from shared.errors import StateFault, StateUnavailable
 from shared.ledger import Ids, Ledger, SortedIds
 from shared.mapping import event_digest
 from shared.syncs import CATALOGUE
@@ -167,3 +167,34 @@ def test_half_a_million_ids_stay_packed():
     size, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert size / 500_000 < 45  # a set of bytes objects takes more than a hundred
+
+
+def test_a_torn_journal_is_a_fault(stored):
+    Ledger(stored, ORDERS, "run1", 0).record(entries(3))
+    stored.get_blob_client("syncs/orders/ledger/journals/run1").append_block(b"x")
+    with pytest.raises(StateFault, match="journals/run1 is damaged"):
+        Ledger(stored, ORDERS, "run2", 3)
+
+
+def test_a_journal_is_kept_until_its_days_are_written(stored):
+    first = Ledger(stored, ORDERS, "run1", 0)
+    first.record(entries(1))
+    first.fold()
+    (day,) = stored.list_blobs("syncs/orders/ledger/days/")
+    held = BlobLeaseClient(stored.get_blob_client(day.name))
+    held.acquire(60)  # so the day cannot be written
+    second = Ledger(stored, ORDERS, "run2", 1)
+    second.record(entries(5)[1:])
+    with pytest.raises(StateUnavailable):
+        second.fold()
+    held.release()
+    assert names(stored, "journals") == ["run2"]
+    assert Ledger(stored, ORDERS, "run3", 5).unsent(entries(6)) == [False] * 5 + [True]
+
+
+def test_what_was_folded_after_its_day_was_read_is_known_too(stored):
+    ledger = Ledger(stored, ORDERS, "run1", 0)
+    for count in (1, 2, 3):
+        ledger.record(entries(count)[-1:])
+        ledger.fold()
+        assert ledger.unsent(entries(count)) == [False] * count

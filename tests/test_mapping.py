@@ -45,8 +45,8 @@ def map_customers(columns: list[Column], rows: list[tuple], zone: str = "UTC") -
     return Mapper(view, settings).map(page)
 
 
-def map_orders(columns: list[Column], rows: list[tuple]) -> Mapped:
-    view, settings = view_of(ORDERS, *ORDER_COLUMNS, *columns)
+def map_orders(columns: list[Column], rows: list[tuple], zone: str = "UTC") -> Mapped:
+    view, settings = view_of(ORDERS, *ORDER_COLUMNS, *columns, zone=zone)
     page = Page([(b"\0" * 8, row[3], *row) for row in rows], Position("0x00", None), NOW)
     return Mapper(view, settings).map(page)
 
@@ -293,3 +293,11 @@ def test_whatever_a_row_holds_becomes_a_valid_operation_or_a_dead_letter(rows):
         for payload in operation.payloads:
             assert len(payload) <= 32_000
             assert orjson.loads(payload)["identifiers"]["id"]
+
+
+def test_the_time_of_an_event_without_a_zone_is_in_the_zone_of_the_setting():
+    mapped = map_orders([], [(42, "Order Placed", NOW, 9001)], zone="Europe/Berlin")
+    (event,) = sent(mapped)
+    assert event["timestamp"] == NOW - 3600
+    assert event["id"] == event_ulid(event_digest("orders", "9001"), NOW - 3600)
+    assert mapped.operations[0].day == (NOW - 3600) // 86_400

@@ -2,11 +2,15 @@
 
 import json
 import logging
+import re
+import socket
+import threading
 import time
 from collections import Counter
-from contextlib import closing
+from contextlib import closing, suppress
 from datetime import datetime, timedelta
 from decimal import Decimal
+from itertools import pairwise
 
 import pyodbc
 import pytest
@@ -584,3 +588,156 @@ def test_a_region_that_is_not_the_accounts_is_a_configuration_fault(deployment):
     make_tables(deployment.sql)
     with pytest.raises(ConfigurationFault, match="CUSTOMERIO_REGION is eu"):
         deployment.run("orders", CUSTOMERIO_REGION="eu")
+
+
+def test_an_event_whose_identify_is_refused_is_ledgered_all_the_same(deployment):
+    make_tables(deployment.sql)
+    add_customers(deployment.sql, range(3))
+    deployment.sql.execute("INSERT INTO shop.orders (order_id, customer_id, paid_at) VALUES (1, 1, SYSUTCDATETIME())")
+    deployment.workspace.add_fault(extra_errors=[{"batch_index": 0, "reason": "invalid", "field": "email"}])
+    run = deployment.run("orders")
+    assert (run.operations, run.accepted, run.rejected, run.dead_letters) == (2, 1, 1, 1)
+    deployment.sql.execute("UPDATE shop.orders SET total = 5")
+    run = deployment.run("orders")
+    assert (run.operations, run.already_sent) == (0, 1)
+
+
+def test_the_ledger_and_the_dead_letters_are_durable_before_the_mark_is_written(deployment, caplog):
+    make_tables(deployment.sql)
+    deployment.run("orders")
+    deployment.sql.execute("INSERT INTO shop.orders (order_id, paid_at) VALUES (99, '2026-01-01')")
+    add_orders(deployment.sql, range(4))
+    with caplog.at_level(logging.INFO, "azure.core.pipeline.policies.http_logging_policy"):
+        run = deployment.run("orders")
+    assert (run.accepted, run.dead_letters) == (4, 1)
+    writes = [
+        (name, "201" in answer)
+        for request, answer in pairwise(caplog.messages)
+        if "'PUT'" in request and "x-ms-lease-action" not in request
+        for name in ("journals", "dead-letters", "mark.json", "days")
+        if name in request.split("\n", 1)[0]
+    ]
+    # the first append finds no blob yet: only what succeeded counts
+    done = list(dict.fromkeys(name for name, stands in writes if stands))
+    assert done == ["journals", "dead-letters", "mark.json", "days"]
+
+
+def test_a_connection_that_breaks_while_rows_are_read_is_taken_up_after_the_last_page(deployment, database):
+    make_tables(deployment.sql)
+    add_orders(deployment.sql, range(4000))
+    host, port = re.search(r"Server=(?:tcp:)?([^,;]+),(\d+)", database).groups()
+    with CutConnection(host, int(port), after_bytes=100_000) as cut:
+        run = deployment.run(
+            "orders", PAGE_SIZE=200, SQL_CONNECTION_STRING=database.replace(f"{host},{port}", f"127.0.0.1,{cut.port}")
+        )
+    assert cut.connections == 2
+    assert (run.outcome, run.rows) == ("ok", 4000)
+    assert sorted(event_ids(deployment)) == list(range(4000))
+
+
+class CutConnection:
+    """A way to a server that ends its first connection after so many bytes of answers; later ones stay."""
+
+    def __init__(self, host: str, port: int, after_bytes: int) -> None:
+        self._target, self._after_bytes = (host, port), after_bytes
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self.connections = 0
+
+    def __enter__(self) -> "CutConnection":
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                self.connections += 1
+                server = socket.create_connection(self._target)
+                limit = self._after_bytes if self.connections == 1 else None
+                threading.Thread(target=self._pump, args=(client, server, None), daemon=True).start()
+                threading.Thread(target=self._pump, args=(server, client, limit), daemon=True).start()
+
+    @staticmethod
+    def _pump(source: socket.socket, target: socket.socket, limit: int | None) -> None:
+        passed = 0
+        with source, target, suppress(OSError):
+            while (data := source.recv(65_536)) and (limit is None or passed < limit):
+                target.sendall(data)
+                passed += len(data)
+            for end in (source, target):
+                with suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+
+
+def test_a_conversion_that_fails_in_the_view_is_told_without_the_value(deployment, caplog):
+    sql = deployment.sql
+    make_tables(sql)
+    deployment.run("customers")
+    sql.execute("DROP VIEW retention.customers")
+    sql.execute(
+        "CREATE VIEW retention.customers AS SELECT customer_id, CAST(email AS int) AS number, row_version FROM shop.customers"
+    )
+    add_customers(sql, range(3))
+    with caplog.at_level(logging.INFO), pytest.raises(ViewFault, match="SQL Server error 245") as failure:
+        deployment.run("customers")
+    records = [deployment.read(name).decode() for name in deployment.blobs("syncs/customers/runs/")]
+    assert "245" in "".join(records)
+    for text in (str(failure.value), *caplog.messages, *records):
+        assert "example.com" not in text
+
+
+TYPES = [
+    ("tinyint", "255", 255),
+    ("bigint", "9007199254740993", "9007199254740993"),
+    ("bit", "0", False),
+    ("decimal(18, 0)", "12", 12),
+    ("decimal(20, 0)", "12", 12),
+    ("decimal(9, 3)", "0.069", 0.069),
+    ("money", "1234.5678", 1234.5678),
+    ("smallmoney", "-0.0001", -0.0001),
+    ("real", "0.5", 0.5),
+    ("date", "'2026-01-02'", 1767312000),
+    ("datetime", "'2026-01-02T12:00:00.997'", 1767355200),
+    ("datetime2(7)", "'2026-01-02T12:00:00.9999999'", 1767355200),
+    ("smalldatetime", "'2026-01-02T12:00:00'", 1767355200),
+    ("datetimeoffset(0)", "'2026-01-02T12:00:00 +05:30'", 1767335400),
+    ("uniqueidentifier", "'6F9619FF-8B86-D011-B42D-00C04FC964FF'", "6f9619ff-8b86-d011-b42d-00c04fc964ff"),
+    ("char(8)", "'ab'", "ab"),
+    ("nchar(8)", "N'ü'", "ü"),
+    ("varchar(20)", "'café'", "café"),
+    ("nvarchar(max)", "N'日本 😀 '", "日本 😀 "),
+    ("time(3)", "'13:05:09.999'", "13:05:09"),
+]
+
+
+def test_every_type_of_sql_server_arrives_as_the_contract_says_and_null_not_at_all(deployment):
+    values = ", ".join(f"CAST({literal} AS {kind}) AS c{n}" for n, (kind, literal, _) in enumerate(TYPES))
+    nulls = ", ".join(f"CAST(NULL AS {kind})" for kind, *_ in TYPES)
+    cursor = "CAST('2026-01-01' AS datetime2(7))"
+    deployment.sql.execute(
+        f"CREATE VIEW retention.customers AS SELECT 1 AS customer_id, {cursor} AS updated_at, {values}"
+        f" UNION ALL SELECT 2, {cursor}, {nulls}"
+    )
+    assert deployment.run("customers").accepted == 2
+    people = deployment.workspace.people()
+    expected = {f"c{n}": value for n, (_, _, value) in enumerate(TYPES)}
+    assert people == {"1": expected, "2": {}}
+    assert {name: type(value) for name, value in people["1"].items()} == {n: type(v) for n, v in expected.items()}
+
+
+def test_what_was_accepted_of_a_page_is_ledgered_though_the_rest_of_the_page_is_unknown(deployment):
+    make_tables(deployment.sql)
+    add_orders(deployment.sql, range(6000))
+    deployment.workspace.add_fault(status=401, every=3)
+    with pytest.raises(CredentialFault):
+        deployment.run("orders", PAGE_SIZE=6000, CUSTOMERIO_BATCHES_IN_FLIGHT=1)
+    stored = len(event_ids(deployment))
+    assert 0 < stored < 6000
+    deployment.workspace.clear_faults()
+    run = deployment.run("orders", PAGE_SIZE=6000)
+    assert (run.operations, run.already_sent) == (6000 - stored, stored)
+    assert deployment.workspace.stats()["duplicate_events_dropped"] == 0
