@@ -376,7 +376,8 @@ class _Pass:
             if self._result.rows:
                 self._claim.save(replace(mark, position=Position(self._horizon, None)))
         elif len(self._met) * ID_BYTES < len(mark.recent):
-            self._claim.save(replace(mark, recent=b"".join(sorted(self._met))))
+            # the mark must pass what it no longer remembers
+            self._claim.save(replace(mark, position=Position(self._horizon, None), recent=b"".join(sorted(self._met))))
 
 
 def _split(packed: bytes) -> set[bytes]:

@@ -10,7 +10,7 @@ from collections import Counter
 from contextlib import closing, suppress
 from datetime import datetime, timedelta
 from decimal import Decimal
-from itertools import pairwise
+from itertools import pairwise, product
 
 import pyodbc
 import pytest
@@ -180,6 +180,18 @@ def test_rows_that_have_grown_older_than_the_lookback_are_still_recognised(deplo
         settled = deployment.run(sync, LOOKBACK_SECONDS=60)
         assert (settled.operations, settled.recognised) == (0, 20)
         assert deployment.run(sync, LOOKBACK_SECONDS=60).rows == 0
+
+
+def test_rows_within_the_lookback_stay_known_when_older_ones_are_forgotten(deployment):
+    make_tables(deployment.sql, "updated_at")
+    add_customers(deployment.sql, range(20))
+    deployment.sql.execute(
+        "UPDATE shop.customers SET updated_at = DATEADD(second, -300, SYSUTCDATETIME()) WHERE customer_id < 10"
+    )
+    assert deployment.run("customers", LOOKBACK_SECONDS=600).operations == 20
+    assert deployment.run("customers", LOOKBACK_SECONDS=60).recognised == 20
+    run = deployment.run("customers", LOOKBACK_SECONDS=60)
+    assert (run.operations, run.recognised) == (0, 10)
 
 
 def test_a_clock_that_goes_back_hides_no_row_behind_the_mark(deployment):
@@ -741,3 +753,42 @@ def test_what_was_accepted_of_a_page_is_ledgered_though_the_rest_of_the_page_is_
     run = deployment.run("orders", PAGE_SIZE=6000)
     assert (run.operations, run.already_sent) == (6000 - stored, stored)
     assert deployment.workspace.stats()["duplicate_events_dropped"] == 0
+
+
+@pytest.mark.parametrize("sync", ["customers", "orders"])
+def test_ids_that_differ_in_case_alone_are_not_lost_where_reading_is_taken_up_again(deployment, database, sync):
+    """All of these ids are one to the default collation, and all orders have one cursor."""
+    sql = deployment.sql
+    sql.execute("CREATE TABLE shop.facts (id varchar(20))")
+    ids = ["".join(letters) for letters in product(*((letter, letter.upper()) for letter in "abcdefghijk"))]
+    bulk(sql, "INSERT INTO shop.facts (id) VALUES (?)", [(each,) for each in ids])
+    sql.execute(
+        "CREATE VIEW retention.customers AS SELECT id AS customer_id, REPLICATE('x', 50) AS note,"
+        " CAST('2026-01-01' AS datetime2(7)) AS updated_at FROM shop.facts"
+    )
+    sql.execute(
+        "CREATE VIEW retention.orders AS SELECT 'p' AS customer_id, 'Order Placed' AS event_name, id AS event_id,"
+        " CAST('2026-01-01' AS datetime2(7)) AS event_time, CAST('2026-01-01' AS datetime2(7)) AS updated_at"
+        " FROM shop.facts"
+    )
+    host, port = re.search(r"Server=(?:tcp:)?([^,;]+),(\d+)", database).groups()
+    with CutConnection(host, int(port), after_bytes=80_000) as cut:
+        run = deployment.run(
+            sync, PAGE_SIZE=100, SQL_CONNECTION_STRING=database.replace(f"{host},{port}", f"127.0.0.1,{cut.port}")
+        )
+    assert cut.connections == 2
+    assert (run.outcome, run.rows) == ("ok", len(ids))
+    assert sorted(deployment.workspace.people() if sync == "customers" else event_ids(deployment)) == sorted(ids)
+
+
+def test_an_event_that_was_rejected_is_sent_when_its_row_is_corrected(deployment):
+    make_tables(deployment.sql)
+    add_orders(deployment.sql, range(20))
+    deployment.workspace.add_fault(reject_share=0.5, seed=3)
+    rejected = deployment.run("orders").rejected
+    assert 0 < rejected < 20
+    deployment.workspace.clear_faults()
+    deployment.sql.execute("UPDATE shop.orders SET total = 5")
+    run = deployment.run("orders")
+    assert (run.operations, run.already_sent) == (rejected, 20 - rejected)
+    assert sorted(event_ids(deployment)) == list(range(20))
