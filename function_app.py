@@ -1,4 +1,4 @@
-"""The triggers of Tidemark: one timer for each sync of the catalogue."""
+"""The triggers of Tidemark: one timer for each sync of the catalogue, and what a person may ask for over HTTP."""
 
 import azure.functions as func
 
@@ -21,3 +21,12 @@ def register(sync: Sync) -> None:
 
 for each in CATALOGUE:
     register(each)
+
+
+@app.function_name("release")
+@app.route("syncs/{sync}/release", methods=["POST"], auth_level=func.AuthLevel.FUNCTION)
+def release(req: func.HttpRequest) -> func.HttpResponse:
+    """Let rows that fail for one reason be set aside, however many they are."""
+    from shared import http
+
+    return http.release(req)

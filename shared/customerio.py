@@ -96,6 +96,10 @@ class CustomerIo:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give up what is still to be sent, and end."""
         self._give_up(DeliveryUnavailable("The pass has ended."))
         self._pool.shutdown(cancel_futures=True)
         self._http.close()
@@ -109,8 +113,11 @@ class CustomerIo:
             answer = self._retrying("GET", "/api/v1/accounts/region", None)
         except _TryAgain as error:
             raise DeliveryUnavailable(str(error)) from None
-        about = answer.json() if answer.status_code == 200 else {}
-        if "environment_id" not in about:
+        try:
+            about = answer.json() if answer.status_code == 200 else {}
+        except ValueError:
+            about = {}
+        if not isinstance(about, dict) or "environment_id" not in about:
             raise ConfigurationFault(
                 f"Customer.io answers {answer.status_code} when asked for the account's region, and no environment_id."
                 " Check CUSTOMERIO_REGION and CUSTOMERIO_TRACK_URL."
@@ -154,13 +161,20 @@ class CustomerIo:
         if answer.status_code == 200:
             return [(None,) * len(group) for group in groups]
         errors = _errors(answer)
-        indexes = [error.get("batch_index") for error in errors]
-        if answer.status_code == 207 and all(isinstance(i, int) and 0 <= i < operations for i in indexes):
+        indexes = [error.get("batch_index") for error in errors or ()]
+        if (
+            answer.status_code == 207
+            and errors is not None
+            and all(isinstance(i, int) and 0 <= i < operations for i in indexes)
+        ):
             rejections = {error["batch_index"]: _rejection(error) for error in reversed(errors)}
             fates = iter([rejections.get(index) for index in range(operations)])
             return [tuple(next(fates) for _ in group) for group in groups]
         if operations == 1 and answer.status_code == 413:
             self._give_up(DeliveryUnavailable("Customer.io finds even a single operation too large (413)."))
+            return unknown
+        if operations == 1 and errors is None and answer.status_code == 207:
+            self._give_up(DeliveryUnavailable("Customer.io answers 207 and does not say what failed."))
             return unknown
         if operations == 1:
             return [(_rejection(errors[0]) if errors else Rejection(f"refused with {answer.status_code}"),)]
@@ -187,7 +201,7 @@ class CustomerIo:
             self.requests += 1
         try:
             answer = self._http.request(method, path, content=body)
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise _TryAgain(
                 f"Customer.io at {self._http.base_url} gives no answer ({type(error).__name__})."
                 " Nothing is lost: the next pass goes on from the mark."
@@ -200,7 +214,7 @@ class CustomerIo:
                 f"Customer.io refuses the credentials ({status}). Correct CUSTOMERIO_SITE_ID and CUSTOMERIO_API_KEY"
                 " (the Track API key), and check that CUSTOMERIO_REGION is the account's."
             )
-        if status == 429 or status >= 500:
+        if status in (408, 425, 429) or status >= 500:
             raise _TryAgain(
                 f"Customer.io keeps answering {status}. Nothing is lost: the next pass goes on from the mark.",
                 _retry_after(answer),
@@ -249,12 +263,13 @@ def _flat(groups: Sequence[Group]) -> Iterator[bytes]:
     return (operation for group in groups for operation in group)
 
 
-def _errors(answer: httpx.Response) -> list[dict[str, Any]]:
+def _errors(answer: httpx.Response) -> list[dict[str, Any]] | None:
+    """The errors that an answer lists; None where it cannot be read."""
     try:
         errors = answer.json()["errors"]
     except (ValueError, KeyError, TypeError):
-        return []
-    return [error for error in errors if isinstance(error, dict)] if isinstance(errors, list) else []
+        return None
+    return errors if isinstance(errors, list) and all(isinstance(error, dict) for error in errors) else None
 
 
 def _rejection(error: dict[str, Any]) -> Rejection:

@@ -18,10 +18,11 @@ from bisect import bisect_left
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime
 
 from azure.core import MatchConditions
-from azure.core.exceptions import ResourceExistsError, ResourceModifiedError
+from azure.core.exceptions import ResourceExistsError, ResourceModifiedError, ResourceNotFoundError
 from azure.storage.blob import ContainerClient
 
 from shared.errors import StateFault
@@ -115,7 +116,7 @@ class Ledger:
             )
         self._open = open_journals
         for name in open_journals:
-            for _, digest in self._entries(name):
+            for _, digest in self._read_journal(name)[1]:
                 if digest not in self._recent:
                     self._recent.add(digest)
 
@@ -139,8 +140,8 @@ class Ledger:
                     self._on_their_way.discard(digest)
         return unsent
 
-    def record(self, sent: Sequence[Entry], failed: Sequence[Entry] = ()) -> None:
-        """Note what a page has sent, in one durable write; `failed` is what may be tried again."""
+    def record(self, sent: Sequence[Entry]) -> None:
+        """Note what a page has sent, in one durable write."""
         if sent:
             block = b"".join(_ENTRY.pack(*entry) for entry in sent)
             with storage_errors():
@@ -149,32 +150,42 @@ class Ledger:
                 self._open.append(self._journal)
         for _, digest in sent:
             self._recent.add(digest)
-        self._on_their_way.difference_update(digest for _, digest in (*sent, *failed))
+        self.release(sent)
         if len(self._recent) >= _FOLD_AT:
             self.fold()
+
+    def release(self, entries: Sequence[Entry]) -> None:
+        """These are not on their way after all."""
+        self._on_their_way.difference_update(digest for _, digest in entries)
 
     def fold(self) -> None:
         """Move the journals' ids into their days. Killed at any point, the next fold completes it."""
         by_day: defaultdict[int, bytearray] = defaultdict(bytearray)
+        etags = {}
         for name in self._open:
-            for day, digest in self._entries(name):
+            etags[name], entries = self._read_journal(name)
+            for day, digest in entries:
                 by_day[day] += digest
         with ThreadPoolExecutor(_PARALLEL) as pool:
             for day, size in pool.map(self._merge, by_day.items()):
                 self._stored[day] = size
                 self._cache.pop(day, None)
         with storage_errors():
-            for name in self._open:
-                self._container.delete_blob(name)
+            for name, etag in etags.items():
+                # what a run without its lease has added meanwhile stays for the next fold
+                with suppress(ResourceModifiedError, ResourceNotFoundError):
+                    self._container.delete_blob(name, etag=etag, match_condition=MatchConditions.IfNotModified)
         self._open = []
         self._recent = Ids()
 
-    def _entries(self, name: str) -> Iterable[Entry]:
+    def _read_journal(self, name: str) -> tuple[str, Iterable[Entry]]:
+        """A journal's ETag and its entries."""
         with storage_errors():
-            content = self._container.download_blob(name).readall()
+            download = self._container.download_blob(name)
+            content = download.readall()
         if len(content) % _ENTRY.size:
             raise StateFault(f"The journal {name} is damaged. Restore an earlier version of that blob.")
-        return _ENTRY.iter_unpack(content)
+        return download.properties.etag, _ENTRY.iter_unpack(content)
 
     def _read_days(self, days: Sequence[int]) -> Iterator[tuple[int, SortedIds]]:
         """The ids of stored days, a few of them in memory at a time."""

@@ -35,6 +35,7 @@ CAN_TRIGGER_SECONDS = 72 * 3600
 """An event older than this starts no campaign at Customer.io."""
 
 SECONDS_PER_DAY = 86_400
+FUTURE = "more than five minutes in the future"
 _LAST_SECOND = 253_402_300_799  # of the year 9999
 _EXACT_IN_JAVASCRIPT = 2**53
 _SAMPLE = 20
@@ -42,7 +43,9 @@ _FLAGS = ({"true", "false"}, {"0", "1"}, {"y", "n"}, {"yes", "no"})
 _DATE = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d+)?)?)?(Z|[+-]\d\d:?\d\d)?")
 _PERSON = "person."
 _RESERVED_ATTRIBUTES = frozenset({"id", "cio_id", "anonymous_id"})
-_RESERVED_PROPERTIES = frozenset({"recipient", "from_address", "reply_to"})
+_HEADERS = frozenset({"recipient", "from_address", "reply_to"})
+_OWN_PROPERTIES = frozenset({"late_minutes", "backfill"})
+_FUTURE_SECONDS = 300
 
 Values = Sequence[Any]
 """One column of a page: ints, floats, bools, texts and None."""
@@ -55,13 +58,18 @@ Bad = dict[int, tuple[str | None, str]]
 class Operation:
     """What one row becomes: an identify, or an event with the identify that must stand right before it, as JSON.
 
-    `row` is its number in the page. `digest` (16 bytes) names an event in the ledger under `day` (days since 1970).
+    `row` is its number in the page. `digest` (16 bytes) names an event in the ledger, `time` is its unix seconds.
     """
 
     row: int
     payloads: tuple[bytes, ...]
     digest: bytes = b""
-    day: int = 0
+    time: int = 0
+
+    @property
+    def day(self) -> int:
+        """Days since 1970: where the ledger keeps the event."""
+        return self.time // SECONDS_PER_DAY
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +115,15 @@ class Mapper:
                 self._refuse(
                     field, "Customer.io reserves this name on a person (id, cio_id, anonymous_id, _..., cio_..., a dot)"
                 )
+            if lower == "unsubscribed" and (field.form is not Form.FLAG or name != lower):
+                self._refuse(
+                    field, "unsubscribed must have this name and be a bit, for any value but true resubscribes"
+                )
         for _, field, name in self._values if event else ():
-            if name.lower() in _RESERVED_PROPERTIES:
+            if name.lower() in _HEADERS:
                 self._refuse(field, "on an event it would overwrite the header of every message")
+            if name.lower() in _OWN_PROPERTIES:
+                self._refuse(field, "Tidemark itself sends a property of this name with every event")
 
     def _refuse(self, field: Field, why: str) -> None:
         raise ViewFault(f"Column {field.name} of {self._view.name} cannot be sent: {why}. Rename it in the view.")
@@ -133,12 +147,15 @@ class Mapper:
                 found[field.name] = "dates"
         return found
 
-    def map(self, page: Page) -> Mapped:
-        """Turn the rows of a page into operations, in their order."""
+    def map(self, page: Page, backfill_before: int | None = None) -> Mapped:
+        """Turn the rows of a page into operations, in their order.
+
+        Events before `backfill_before` (unix seconds) are marked `backfill: true`, so that triggers can leave them out.
+        """
         columns = list(zip(*page.rows, strict=True))
         bad: Bad = {}
         if self._view.sync.kind is Kind.EVENT:
-            return Mapped(self._events(columns, page.read_at, bad), bad, 0)
+            return Mapped(self._events(columns, page, backfill_before or 0, bad), bad, 0)
         return self._profiles(columns, page.read_at, bad)
 
     def _profiles(self, columns: Sequence[Values], read_at: int, bad: Bad) -> Mapped:
@@ -160,24 +177,29 @@ class Mapper:
                 operations.append(Operation(row, payloads))
         return Mapped(operations, bad, len(vanished))
 
-    def _events(self, columns: Sequence[Values], read_at: int, bad: Bad) -> list[Operation]:
+    def _events(self, columns: Sequence[Values], page: Page, backfill_before: int, bad: Bad) -> list[Operation]:
         def column(name: str) -> Values:
             return columns[self._columns[name][0]]
 
         ids = self._texts("customer_id", column("customer_id"), ID_BYTES, bad)
         event_ids = self._texts("event_id", column("event_id"), VALUE_BYTES, bad)
         event_names = self._texts("event_name", column("event_name"), EVENT_NAME_BYTES, bad)
-        times = self._times(column("event_time"), bad)
+        now = page.fetched_at
+        times = self._times(column("event_time"), now, bad)
         names = [name for *_, name in self._values]
         person_names = [name for *_, name in self._person]
-        properties = _rows(self._checked(self._values, columns, bad), len(ids))
+        rows = _rows(self._checked(self._values, columns, bad), len(ids))
         person = _rows(self._checked(self._person, columns, bad), len(ids))
-        young = read_at - CAN_TRIGGER_SECONDS
+        young = now - CAN_TRIGGER_SECONDS
         operations = []
-        for row, values in enumerate(properties):
+        for row, values in enumerate(rows):
             if row in bad:
                 continue
             digest = event_digest(self._view.sync.name, event_ids[row])
+            properties = _present(names, values)
+            properties["late_minutes"] = max(0, now - times[row]) // 60
+            if times[row] < backfill_before:
+                properties["backfill"] = True
             event: dict[str, Any] = {
                 "type": "person",
                 "identifiers": {"id": ids[row]},
@@ -185,14 +207,14 @@ class Mapper:
                 "name": event_names[row],
                 "id": event_ulid(digest, times[row]),
                 "timestamp": times[row],
-                "attributes": _present(names, values),
+                "attributes": properties,
             }
             parts = [event]
             # beside an event of the past, the person's state of now has no place
-            if person_names and times[row] >= young and (now := _present(person_names, person[row])):
-                parts = [_identify(ids[row], read_at, now), event]
+            if person_names and times[row] >= young and (state := _present(person_names, person[row])):
+                parts = [_identify(ids[row], page.read_at, state), event]
             if payloads := _encode(row, parts, bad):
-                operations.append(Operation(row, payloads, digest, times[row] // SECONDS_PER_DAY))
+                operations.append(Operation(row, payloads, digest, times[row]))
         return operations
 
     # Each of these looks at one column of a page; what breaks a rule goes into `bad`, and None stands in its place.
@@ -207,7 +229,7 @@ class Mapper:
                 bad.setdefault(row, (name, f"longer than {limit} bytes"))
         return texts
 
-    def _times(self, values: Values, bad: Bad) -> list[int]:
+    def _times(self, values: Values, now: int, bad: Bad) -> list[int]:
         """Event times in unix seconds."""
         _, field = self._columns["event_time"]
         times = self._unix_seconds(field, values)
@@ -216,6 +238,8 @@ class Mapper:
                 bad.setdefault(row, ("event_time", "NULL"))
             elif not 0 <= value <= _LAST_SECOND:
                 bad.setdefault(row, ("event_time", "before the year 1970 or after 9999"))
+            elif value > now + _FUTURE_SECONDS:
+                bad.setdefault(row, ("event_time", FUTURE))
         return list(times)
 
     def _unix_seconds(self, field: Field, values: Values) -> Values:
@@ -254,6 +278,8 @@ class Mapper:
                 case Form.DECIMAL:
                     # the nearest double of a decimal, whatever the server's own conversion made of its last bit
                     values = [None if value is None else round(value, field.scale) for value in values]
+                case Form.SINGLE:  # real has seven digits
+                    values = [None if value is None else float(f"{value:.7g}") for value in values]
                 case Form.FLAG if name == "unsubscribed":
                     # only true is ever sent: consent withdrawn at Customer.io must not be given back by SQL Server
                     values = [value or None for value in values]

@@ -14,7 +14,7 @@ Why no row is missed (facts from Microsoft's documentation of rowversion and MIN
 
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -75,11 +75,15 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Rows in keyset order as `(cursor, key, *fields)`, the position of the last, the time of reading (unix s)."""
+    """Rows in keyset order as `(cursor, key, *fields)`, and the position of the last.
+
+    Unix seconds: `read_at` is when the query began, so the values are no older; `fetched_at` when the page arrived.
+    """
 
     rows: list[tuple[object, ...]]
     last: Position
     read_at: int
+    fetched_at: int
 
 
 # --- what SQL Server's types become -----------------------------------------------------------------------------------
@@ -93,6 +97,7 @@ class Form(StrEnum):
     LONG = "long"
     DECIMAL = "decimal"
     NUMBER = "number"
+    SINGLE = "single"
     FLAG = "flag"
     WALL_TIME = "wall time"
     INSTANT = "instant"
@@ -119,8 +124,10 @@ def _selection(column: Column, name: str) -> tuple[str, Form] | None:
             return f"CAST({name} AS varchar(40))", Form.LONG
         case "decimal" | "numeric" | "money" | "smallmoney":
             return f"CAST({name} AS float)", Form.DECIMAL
-        case "float" | "real":
-            return f"CAST({name} AS float)", Form.NUMBER
+        case "real":
+            return f"CAST({name} AS float)", Form.SINGLE
+        case "float":
+            return name, Form.NUMBER
         case "date" | "datetime" | "datetime2" | "smalldatetime":
             return f"DATEDIFF_BIG(second, {_EPOCH}, {name})", Form.WALL_TIME
         case "datetimeoffset":
@@ -208,6 +215,11 @@ class View:
             if "customer_id" not in changes:
                 raise ViewFault(f"The view {SCHEMA}.{CHANGES} has no column customer_id. Add it.")
             self._feed_key = changes["customer_id"].name
+            if self._require_key(changes["customer_id"]).split("(")[0] != self._key_type.split("(")[0]:
+                raise ViewFault(
+                    f"customer_id is {changes['customer_id'].type} in {SCHEMA}.{CHANGES} and {self._key.type} in"
+                    f" {self.name}. Give both views the same type."
+                )
         else:
             self.cursor = self._find_cursor(columns, self.name)
         self.by_row_version = self.cursor.type in ("timestamp", "binary", "varbinary")
@@ -221,7 +233,7 @@ class View:
         self.fields = tuple(
             self._field(column)
             for name, column in columns.items()
-            if name not in ("row_version", self.cursor.name.lower())
+            if name != "row_version" and not (self._feed == self._table and name == self.cursor.name.lower())
         )
         for field in self.fields:
             form, what = _CONTRACT_FORMS.get(field.name.lower(), (None, "")) if sync.kind is Kind.EVENT else (None, "")
@@ -284,8 +296,21 @@ class View:
             moment = moment.replace(tzinfo=ZoneInfo("UTC")).astimezone(self._zone).replace(tzinfo=None)
         return moment.isoformat(timespec="microseconds")
 
-    # Statements. Every literal is a parameter, cast to the column's own type: pyodbc sends text as nvarchar, which on
-    # a varchar column would cost the index.
+    def before_clock_change(self, cursor: str, survey: Survey) -> str | None:
+        """Where to start when the clock of `updated_at` was put back since the mark: earlier by as much. Else None.
+
+        Times without a zone come twice in the hour after summer time ends, and the mark may stand at the first of them.
+        """
+        if self.by_row_version or self.cursor.type == "datetimeoffset":
+            return None
+        moment = datetime.fromisoformat(cursor[:26]).replace(tzinfo=self._zone)
+        now = survey.now.replace(tzinfo=ZoneInfo("UTC")).astimezone(self._zone)
+        back = cast("timedelta", moment.utcoffset()) - cast("timedelta", now.utcoffset())
+        if back <= timedelta(0) or now.replace(tzinfo=None) - moment.replace(tzinfo=None) > timedelta(days=1):
+            return None
+        return (moment.replace(tzinfo=None) - back).isoformat(timespec="microseconds")
+
+    # Statements. Every literal is a parameter, cast to a type of ours: pyodbc sends every text as nvarchar.
 
     def changed(self, start: Position | None, bound: str) -> tuple[str, list[object]]:
         """The rows after `start` in order of (cursor, key); by row version only those below `bound`."""
@@ -334,11 +359,14 @@ class View:
         return f"SELECT {cursor}, {fetched_key}, {fields} FROM {rows} ORDER BY {order}"
 
     def _exact(self, expression: str) -> str:
-        return f"{expression} COLLATE Latin1_General_100_BIN2" if "nvarchar" in self._key_type else expression
+        """A text key by its code points. As nvarchar first: COLLATE would take a varchar to another code page."""
+        if "nvarchar" not in self._key_type:
+            return expression
+        return f"CAST({expression} AS {self._key_type}) COLLATE Latin1_General_100_BIN2"
 
     @property
     def _key_parameter(self) -> str:
-        return self._exact(f"CAST(? AS {self._key_type})")
+        return self._exact("?") if "nvarchar" in self._key_type else f"CAST(? AS {self._key_type})"
 
     def _fetched_cursor(self, expression: str) -> str:
         if self.by_row_version:
@@ -379,7 +407,7 @@ WHERE c.TABLE_SCHEMA = ? AND c.TABLE_NAME IN (?, ?)
 ORDER BY c.TABLE_NAME, c.ORDINAL_POSITION"""
 
 _LOGIN_TIMEOUT = 15  # seconds
-_QUERY_TIMEOUT = 600  # seconds until the first row
+_QUERY_TIMEOUT = 300  # seconds until the first row
 _TRIES_WITHOUT_PROGRESS = 5
 
 T = TypeVar("T")
@@ -436,7 +464,7 @@ class Source:
 
     def pages(
         self, view: View, order: Literal["changed", "walk"], start: Position | None, bound: str
-    ) -> Iterator[Page]:
+    ) -> Generator[Page, None, None]:
         """Stream the rows after `start`.
 
         A connection that is lost, or a query that was a deadlock's victim, is taken up again after the last page that
@@ -447,8 +475,9 @@ class Source:
         tries = 0
         while True:
             text, parameters = view.changed(position, bound) if order == "changed" else view.walk(position)
+            read_at = int(time.time())
             try:
-                for page in _pages(self._connect().execute(text, *parameters), self._settings.page_size):
+                for page in _pages(self._connect().execute(text, *parameters), self._settings.page_size, read_at):
                     tries = 0
                     position = page.last
                     yield page
@@ -459,7 +488,7 @@ class Source:
                 failure = _failure(error, view.name)
                 if not isinstance(failure, _Passing):
                     raise failure from None
-                if tries >= _TRIES_WITHOUT_PROGRESS:
+                if tries >= _TRIES_WITHOUT_PROGRESS or not failure.patience:
                     raise SourceUnavailable(str(failure)) from None
                 time.sleep(max(2.0 ** (tries - 1), failure.pause))
             except UnicodeDecodeError:
@@ -510,12 +539,11 @@ class Source:
             raise SourceUnavailable(str(failure)) from None
 
 
-def _pages(cursor: pyodbc.Cursor, size: int) -> Iterator[Page]:
+def _pages(cursor: pyodbc.Cursor, size: int, read_at: int) -> Iterator[Page]:
     """Cut what the cursor brings into pages that never end between rows of one (cursor, key)."""
     held: list[tuple[object, ...]] = []
     more = True
     while more:
-        read_at = int(time.time())
         fetched = cursor.fetchmany(size)
         more = len(fetched) == size
         rows = held + fetched
@@ -526,7 +554,7 @@ def _pages(cursor: pyodbc.Cursor, size: int) -> Iterator[Page]:
                 end -= 1
         held = rows[end:]
         if end:
-            yield Page(rows[:end], position_of(rows[end - 1]), read_at)
+            yield Page(rows[:end], position_of(rows[end - 1]), read_at, int(time.time()))
 
 
 def _place(row: Sequence[object]) -> tuple[object, object]:
@@ -589,6 +617,8 @@ def _failure(error: pyodbc.Error, view: str) -> Exception:
         return ViewFault(
             f"The login of SQL_CONNECTION_STRING may not read {view}. Grant SELECT on the schema {SCHEMA}."
         )
+    if state == "HYT00" and view != f"the schema {SCHEMA}":
+        return _Passing(f"Reading {view} took longer than {_QUERY_TIMEOUT} seconds to begin. Give it an index.", 0)
     if number in _TRANSIENT or state.startswith(_TRANSIENT_STATES):
         if number in _TRANSIENT - {64, 233, 10053, 10054, 10060, 10061}:
             # a serverless database takes up to a minute to wake (40613); 40501 asks for ten seconds

@@ -12,13 +12,20 @@ Invariant: the mark is written last. What it has passed is sent, ledgered or set
 import json
 import logging
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from azure.core import MatchConditions
-from azure.core.exceptions import AzureError, HttpResponseError, ResourceExistsError, ResourceNotFoundError
+from azure.core.exceptions import (
+    AzureError,
+    HttpResponseError,
+    ResourceExistsError,
+    ResourceModifiedError,
+    ResourceNotFoundError,
+)
 from azure.storage.blob import BlobClient, BlobLeaseClient, ContainerClient, ContentSettings
 
 from shared.errors import Busy, ConfigurationFault, NotLive, StateFault, StateUnavailable
@@ -51,7 +58,10 @@ class Mark:
 
     `walking` is the bound that was taken before the first pass of a profile sync began to walk the view by key; it
     becomes the position when the walk ends. `ledgered` is the number of ids that the ledger must at least hold.
+    `began` is when the first pass began (unix seconds), None once it is over: earlier events are its backfill.
+    `start` is the event time before which the gate holds events back, None for all.
     `account` is a digest of the site id and region with which the workspace was last asked for.
+    `released` are reasons for which rows may be set aside in any number.
     `withheld` are the columns that are not sent, and why: {name: "flags" or "dates"}.
     `recent` (updated_at only) are the digests, 16 bytes each, of rows beyond the position that are accounted for.
     """
@@ -61,7 +71,10 @@ class Mark:
     position: Position | None = None
     walking: str | None = None
     ledgered: int = 0
+    began: int | None = None
+    start: int | None = None
     account: str = ""
+    released: Sequence[str] = ()
     withheld: Mapping[str, str] = field(default_factory=dict)
     recent: bytes = field(default=b"", repr=False)
 
@@ -81,7 +94,10 @@ class Mark:
                 position=Position(**position) if position else None,
                 walking=stored["walking"],
                 ledgered=int(stored["ledgered"]),
+                began=stored["began"],
+                start=stored["start"],
                 account=stored["account"],
+                released=tuple(stored["released"]),
                 withheld=dict(stored["withheld"]),
                 recent=bytes.fromhex(stored["recent"]),
             )
@@ -167,6 +183,15 @@ class State:
             download = blob.download_blob()
             return Claim(blob, lease, Mark.from_json(download.readall(), blob.blob_name), download.properties.etag)
 
+    def peek(self, sync: Sync) -> Mark | None:
+        """A sync's mark, without its lease; None where there is none."""
+        name = f"syncs/{sync.name}/mark.json"
+        with storage_errors():
+            try:
+                return Mark.from_json(self.container.download_blob(name).readall(), name)
+            except ResourceNotFoundError:
+                return None
+
     def begin(self, sync: Sync, mark: Mark) -> None:
         """Write a sync's first mark. Raises StateFault where there is one already."""
         with storage_errors():
@@ -208,6 +233,8 @@ class State:
             orphan = next(iter(self.container.list_blobs(f"syncs/{sync.name}/", results_per_page=1)), None)
         except ResourceNotFoundError:  # the container itself
             return
+        if orphan is not None and orphan.name == f"syncs/{sync.name}/mark.json":
+            raise Busy(f"Another pass of {sync.name} has just begun; this one has nothing to do.")
         if orphan is not None:
             raise StateFault(
                 f"The mark of {sync.name} is missing from the container {self.name}, beside {orphan.name}. Nothing was"
@@ -250,6 +277,7 @@ class Claim:
         self._blob = blob
         self._lease = lease
         self._etag = etag
+        self._renewed = time.monotonic()
         self._released = threading.Event()
         self._keeper = threading.Thread(target=self._keep, name="lease", daemon=True)
         self._keeper.start()
@@ -267,12 +295,27 @@ class Claim:
         while not self._released.wait(_RENEW_EVERY):
             try:
                 self._lease.renew()
+                self._renewed = time.monotonic()
+            except (ResourceExistsError, ResourceNotFoundError, ResourceModifiedError):
+                self._renewed = float("-inf")  # another has it
+                return
             except AzureError as error:
                 # nothing breaks here: a mark that is written without the lease is refused
                 log.warning("The lease of %s could not be renewed (%s).", self._blob.blob_name, type(error).__name__)
 
+    def check(self) -> None:
+        """Raise StateUnavailable where the lease is no longer this pass's: it must send nothing more."""
+        if time.monotonic() - self._renewed > _LEASE_SECONDS:
+            raise self._lost()
+
+    def _lost(self) -> StateUnavailable:
+        return StateUnavailable(
+            f"The lease of {self._blob.blob_name} was lost, or the mark was written by another pass. This pass stops;"
+            " the next goes on from the mark."
+        )
+
     def save(self, mark: Mark) -> None:
-        """Write the mark. Raises StateFault where the lease or the mark is no longer this pass's."""
+        """Write the mark. Raises StateUnavailable where the lease or the mark is no longer this pass's."""
         content = mark.to_json()
         with storage_errors():
             try:
@@ -291,13 +334,6 @@ class Claim:
                 # a write whose answer was lost meets itself when the SDK tries again
                 download = self._blob.download_blob()
                 if error.status_code != 412 or download.readall() != content:
-                    raise StateFault(
-                        f"The mark {self._blob.blob_name} was written by another pass, or its lease was lost."
-                        " This pass stops; the next goes on from the mark."
-                    ) from None
+                    raise self._lost() from None
                 self._etag = download.properties.etag
         self.mark = mark
-
-    def advance(self, **changes: Any) -> None:
-        """Write the mark with some of its fields changed."""
-        self.save(replace(self.mark, **changes))

@@ -17,6 +17,10 @@ class Sync:
 
     name: str
     kind: Kind
+    max_age: int | None = None
+    """Seconds after which an event is of no use any more, and held."""
+    after: str | None = None
+    """The sync that must have nothing left to read before this one sends."""
 
     @property
     def view(self) -> str:

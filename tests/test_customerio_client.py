@@ -1,9 +1,11 @@
 """The Customer.io client: every operation's fate is known, and nothing is sent that would be refused as a whole."""
 
 import base64
+import threading
 import time
 from collections.abc import Iterator
 from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import orjson
 import pytest
@@ -205,3 +207,36 @@ def test_no_message_about_refused_credentials_holds_them(client, workspace):
     header = base64.b64encode(f"{workspace.site_id}:{key}".encode()).decode()
     assert isinstance(client.failure, CredentialFault)
     assert key not in str(client.failure) and header not in str(client.failure)
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>", b'{"errors": {}}', b'{"errors": ["x"]}'])
+def test_a_207_that_cannot_be_read_is_taken_for_nothing(body):
+    """The stand-in has no such answer, so a server of two lines gives it."""
+
+    class Answer(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(207)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        settings = Settings(
+            sql_connection_string="Server=none",
+            customerio_region="us",
+            customerio_site_id="x",
+            customerio_api_key="x",
+            customerio_track_url=f"http://127.0.0.1:{server.server_port}",
+        )
+        with CustomerIo(settings) as client:
+            fates = client.send(events(4)).wait()
+            assert all(isinstance(fate, Unknown) for (fate,) in fates)
+            assert isinstance(client.failure, DeliveryUnavailable)
+        server.shutdown()

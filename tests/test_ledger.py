@@ -57,7 +57,8 @@ def test_what_is_on_its_way_is_not_sent_a_second_time_and_what_failed_is(stored)
     page = entries(2)
     assert ledger.unsent(page) == [True, True]
     assert ledger.unsent(page) == [False, False]
-    ledger.record(page[:1], failed=page[1:])
+    ledger.record(page[:1])
+    ledger.release(page[1:])
     assert ledger.unsent(page) == [False, True]
 
 
@@ -198,3 +199,23 @@ def test_what_was_folded_after_its_day_was_read_is_known_too(stored):
         ledger.record(entries(count)[-1:])
         ledger.fold()
         assert ledger.unsent(entries(count)) == [False] * count
+
+
+def test_what_a_run_without_its_lease_adds_while_another_folds_is_kept(stored):
+    zombie = Ledger(stored, ORDERS, "run1", 0)
+    zombie.record(entries(5))
+    other = Ledger(stored, ORDERS, "run2", 0)
+    other.record(entries(6)[5:])
+
+    class Late(ContainerClient):
+        """As the container is, but the zombie writes just before its journal is deleted."""
+
+        def delete_blob(self, blob, *rest, **options):
+            if blob.endswith("run1"):
+                zombie.record(entries(7)[6:])
+            return super().delete_blob(blob, *rest, **options)
+
+    late = Late(stored.url.rsplit("/", 1)[0], stored.container_name, credential=stored.credential)
+    last = Ledger(late, ORDERS, "run3", 0)
+    last.fold()
+    assert Ledger(stored, ORDERS, "run4", 7).unsent(entries(7)) == [False] * 7

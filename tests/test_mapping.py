@@ -41,13 +41,13 @@ def view_of(sync: Sync, *columns: Column, zone: str = "UTC") -> tuple[View, Sett
 
 def map_customers(columns: list[Column], rows: list[tuple], zone: str = "UTC") -> Mapped:
     view, settings = view_of(CUSTOMERS, *CUSTOMER_COLUMNS, *columns, zone=zone)
-    page = Page([(b"\0" * 8, row[0], *row) for row in rows], Position("0x00", None), NOW)
+    page = Page([(b"\0" * 8, row[0], *row) for row in rows], Position("0x00", None), NOW, NOW)
     return Mapper(view, settings).map(page)
 
 
 def map_orders(columns: list[Column], rows: list[tuple], zone: str = "UTC") -> Mapped:
     view, settings = view_of(ORDERS, *ORDER_COLUMNS, *columns, zone=zone)
-    page = Page([(b"\0" * 8, row[3], *row) for row in rows], Position("0x00", None), NOW)
+    page = Page([(b"\0" * 8, row[3], *row) for row in rows], Position("0x00", None), NOW, NOW)
     return Mapper(view, settings).map(page)
 
 
@@ -83,7 +83,7 @@ def test_an_order_becomes_an_event_under_its_own_id_and_time():
             "name": "Order Placed",
             "id": event_ulid(event_digest("orders", "9001"), NOW - 60),
             "timestamp": NOW - 60,
-            "attributes": {"event_id": 9001, "total": 29.99},
+            "attributes": {"event_id": 9001, "total": 29.99, "late_minutes": 1},
         }
     ]
 
@@ -104,7 +104,7 @@ def test_a_person_column_becomes_an_identify_right_before_the_event_in_one_group
     assert identify["action"] == "identify" and identify["identifiers"] == {"id": "42"}
     assert identify["attributes"] == {"email": "jane@example.com"}
     assert identify["timestamp"] == NOW
-    assert event["attributes"] == {"event_id": 1, "total": 5}
+    assert event["attributes"] == {"event_id": 1, "total": 5, "late_minutes": 0}
 
 
 @pytest.mark.parametrize(("age", "actions"), [(72 * 3600, ["identify", "event"]), (72 * 3600 + 1, ["event"])])
@@ -185,6 +185,7 @@ def test_a_time_without_a_zone_is_in_the_zone_of_the_setting(clock, unix):
         ((1, " ", NOW, 1, None), "event_name", "empty"),
         ((1, "n", None, 1, None), "event_time", "NULL"),
         ((1, "n", -1, 1, None), "event_time", "1970"),
+        ((1, "n", NOW + 301, 1, None), "event_time", "future"),
         ((1, "n" * 101, NOW, 1, None), "event_name", "100 bytes"),
         ((1, "n", NOW, 1, "é" * 501), "note", "1000 bytes"),
         ((1, "n", NOW, 1, "x\ud800"), None, "Unicode"),
@@ -214,6 +215,18 @@ def test_an_operation_of_more_than_32_kb_is_set_aside():
     assert "32000 bytes" in mapped.bad[0][1]
 
 
+def test_every_event_says_how_late_it_is_and_one_from_the_past_of_a_first_pass_that_it_is_backfill():
+    view, settings = view_of(ORDERS, *ORDER_COLUMNS)
+    rows = [(b"", n, 42, "Order Placed", NOW - n, n) for n in (0, 59, 60, 3601)]
+    mapped = Mapper(view, settings).map(Page(rows, Position("0x00", None), NOW, NOW), NOW - 60)
+    assert [(event["attributes"]["late_minutes"], event["attributes"].get("backfill")) for event in sent(mapped)] == [
+        (0, None),
+        (0, None),
+        (1, None),
+        (60, True),
+    ]
+
+
 def test_a_name_that_is_too_long_concerns_only_the_rows_that_have_a_value():
     mapped = map_customers([Column("ä" * 76, "int")], [("1", 1), ("2", None)])
     assert [operation.row for operation in mapped.operations] == [1]
@@ -236,7 +249,7 @@ def test_an_id_that_stands_twice_in_the_view_is_set_aside_both_times_and_ids_are
 def test_a_changed_person_who_is_no_longer_in_the_view_is_counted_and_not_sent():
     view, settings = view_of(CUSTOMERS, *CUSTOMER_COLUMNS, Column("n", "int"))
     rows = [(b"\0" * 8, "gone", None, None), (b"\0" * 8, None, None, None), (b"\0" * 8, "1", "1", 5)]
-    mapped = Mapper(view, settings).map(Page(rows, Position("0x00", None), NOW))
+    mapped = Mapper(view, settings).map(Page(rows, Position("0x00", None), NOW, NOW))
     assert mapped.vanished == 1
     assert list(mapped.bad) == [1]
     assert [operation.row for operation in mapped.operations] == [2]
@@ -253,6 +266,17 @@ def test_an_email_is_trimmed_and_a_blank_one_is_none():
     assert [operation["attributes"] for operation in sent(mapped)] == [{"email": "a@example.com"}, {}, {}]
 
 
+@pytest.mark.parametrize("column", [Column("unsubscribed", "int"), Column("Unsubscribed", "bit")])
+def test_unsubscribed_must_be_a_bit_because_any_value_but_true_resubscribes(column):
+    with pytest.raises(ViewFault, match="must have this name and be a bit"):
+        map_customers([column], [])
+
+
+def test_a_real_has_seven_digits():
+    mapped = map_customers([Column("x", "real")], [("1", 0.10000000149011612)])
+    assert sent(mapped)[0]["attributes"] == {"x": 0.1}
+
+
 @pytest.mark.parametrize("name", ["id", "cio_id", "anonymous_id", "_update", "cio_subscription_preferences", "a.b"])
 def test_a_name_that_customerio_reserves_is_a_fault_of_the_view(name):
     with pytest.raises(ViewFault, match=rf"Column {name} of retention\.customers"):
@@ -262,8 +286,8 @@ def test_a_name_that_customerio_reserves_is_a_fault_of_the_view(name):
             map_orders([Column(f"person.{name}", "int")], [])
 
 
-@pytest.mark.parametrize("name", ["recipient", "from_address", "reply_to"])
-def test_an_event_property_that_would_overwrite_a_header_is_a_fault_of_the_view(name):
+@pytest.mark.parametrize("name", ["recipient", "from_address", "reply_to", "late_minutes", "backfill"])
+def test_an_event_property_that_means_something_else_already_is_a_fault_of_the_view(name):
     with pytest.raises(ViewFault, match=rf"Column {name} of retention\.orders.*Rename"):
         map_orders([Column(name, "nvarchar", 10)], [])
 

@@ -79,7 +79,9 @@ def test_everything_is_sent_once_and_then_only_what_is_new(deployment, strategy)
     assert people["7"] == {"email": "c7@example.com", "tier": "gold"}
     assert sorted(event_ids(deployment)) == list(range(1, 3501))
     first = next(iter(deployment.workspace.events()))
-    assert first["attributes"] == {"event_id": 1, "total": 1.99}
+    late = first["attributes"].pop("late_minutes")
+    assert first["attributes"] == {"event_id": 1, "total": 1.99, "backfill": True}
+    assert abs(late - (time.time() - 1767355200) // 60) <= 1
     assert first["timestamp"] == 1767355200  # 2026-01-02T12:00:00Z
 
     for sync in ("customers", "orders"):
@@ -207,15 +209,42 @@ def test_a_clock_that_goes_back_hides_no_row_behind_the_mark(deployment):
     assert deployment.run("orders").operations == 0
 
 
-def test_a_page_that_is_rejected_as_a_whole_is_not_buried_in_dead_letters(deployment):
+def test_row_versions_that_went_back_stop_the_sync(deployment):
+    """As after a backup was restored: every change up to the old mark would be missed."""
     make_tables(deployment.sql)
-    add_orders(deployment.sql, range(100))
-    deployment.workspace.add_fault(reject_share=1.0, seed=1)
-    with pytest.raises(DeliveryUnavailable, match="rejects all 100 operations"):
+    add_orders(deployment.sql, range(3))
+    deployment.run("orders")
+    mark = json.loads(deployment.read("syncs/orders/mark.json"))
+    mark["position"]["cursor"] = "0x00000000FFFFFFFF"
+    deployment.container.upload_blob("syncs/orders/mark.json", json.dumps(mark), overwrite=True)
+    with pytest.raises(StateFault, match="was a backup restored"):
         deployment.run("orders")
-    assert deployment.dead_letters("orders") == []
-    deployment.workspace.clear_faults()
-    assert deployment.run("orders").operations == 100
+
+
+def test_what_was_accepted_before_a_view_fails_on_a_row_is_accounted_for(deployment):
+    make_tables(deployment.sql)
+    deployment.run("orders")
+    deployment.sql.execute("DROP VIEW retention.orders")
+    deployment.sql.execute(
+        "CREATE VIEW retention.orders AS SELECT customer_id, 'Order Placed' AS event_name, paid_at AS event_time,"
+        " order_id AS event_id, row_version, CAST(CASE WHEN order_id = 2500 THEN 'x' ELSE '1' END AS int) AS n FROM shop.orders"
+    )
+    add_orders(deployment.sql, range(3000))
+    for _ in range(2):
+        with pytest.raises(ViewFault, match=r"retention\.orders"):
+            deployment.run("orders", PAGE_SIZE=100)
+    stats = deployment.workspace.stats()
+    assert stats["duplicate_events_dropped"] == 0
+
+
+def test_changes_that_name_people_by_another_type_are_a_fault_of_the_views(deployment):
+    make_tables(deployment.sql)
+    deployment.sql.execute(
+        "CREATE VIEW retention.customer_changes AS SELECT CAST(customer_id AS nvarchar(20)) AS customer_id, row_version"
+        " FROM shop.customers"
+    )
+    with pytest.raises(ViewFault, match=r"nvarchar in retention\.customer_changes and int in retention\.customers"):
+        deployment.run("customers")
 
 
 def test_another_workspace_is_noticed_even_when_there_is_nothing_to_send(deployment, customerio):

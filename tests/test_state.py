@@ -1,9 +1,11 @@
 """The mark: only who holds the lease, and has read the mark as it stands, can write it."""
 
+from dataclasses import replace
+
 import pytest
 from azure.storage.blob import BlobLeaseClient, ContainerClient
 
-from shared.errors import Busy, ConfigurationFault, StateFault
+from shared.errors import Busy, ConfigurationFault, StateFault, StateUnavailable
 from shared.source import Column, Position, Survey, View
 from shared.state import Claim, Identity, Mark, State
 from tests.conftest import SYNCS, Deployment
@@ -32,16 +34,18 @@ def position(number: int) -> Position:
 
 def test_a_pass_that_lost_its_lease_cannot_write_the_mark_that_the_next_one_has_moved(state, deployment):
     with state.claim(ORDERS) as first:
-        first.advance(position=position(1))
+        first.save(replace(first.mark, position=position(1)))
         with pytest.raises(Busy):
             state.claim(ORDERS)
         deployment.break_lease("orders")
         with state.claim(ORDERS) as second:
-            second.advance(position=position(3))
-            with pytest.raises(StateFault, match="written by another pass, or its lease was lost"):
-                first.advance(position=position(2))
-        with pytest.raises(StateFault, match="written by another pass, or its lease was lost"):
-            first.advance(position=position(2))  # now nobody holds the lease
+            second.save(replace(second.mark, position=position(3)))
+            with pytest.raises(
+                StateUnavailable, match=r"lease of .* was lost, or the mark was written by another pass"
+            ):
+                first.save(replace(first.mark, position=position(2)))
+        with pytest.raises(StateUnavailable, match=r"lease of .* was lost, or the mark was written by another pass"):
+            first.save(replace(first.mark, position=position(2)))  # now nobody holds the lease
     assert stored(deployment.container).position == position(3)
 
 
@@ -53,8 +57,8 @@ def test_a_mark_that_was_changed_under_the_lease_is_not_overwritten(state, deplo
     with Claim(blob, lease, MARK, etag) as claim:
         other = Mark(MARK.identity, MARK.strategy, position(7))
         blob.upload_blob(other.to_json(), overwrite=True, lease=lease)
-        with pytest.raises(StateFault, match="written by another pass"):
-            claim.advance(position=position(2))
+        with pytest.raises(StateUnavailable, match="written by another pass"):
+            claim.save(replace(claim.mark, position=position(2)))
     assert stored(deployment.container) == other
 
 
@@ -65,8 +69,8 @@ def test_a_write_whose_answer_was_lost_is_recognised_as_ones_own(state, deployme
     lease.acquire(60)
     with Claim(blob, lease, MARK, etag) as claim:
         blob.upload_blob(Mark(MARK.identity, MARK.strategy, position(1)).to_json(), overwrite=True, lease=lease)
-        claim.advance(position=position(1))
-        claim.advance(position=position(2))
+        claim.save(replace(claim.mark, position=position(1)))
+        claim.save(replace(claim.mark, position=position(2)))
     assert stored(deployment.container).position == position(2)
 
 
