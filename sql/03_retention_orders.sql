@@ -13,8 +13,9 @@
 -- placed_at               when the order was made, UTC
 -- [person.email]          the person's state now, by the expressions of retention.customers, because it is read
 -- [person.orders_count]   from there: a buyer's very first order meets a profile that can be mailed, and a
--- [person.last_order_at]  journey that starts on the event sees the order counted
--- [person.ltv]
+-- [person.last_order_at]  journey that starts on the event sees the order counted and, where it was on,
+-- [person.ltv]            the refund flag off
+-- [person.refund_flag]
 CREATE VIEW retention.orders AS
 SELECT
     o.customer_id,
@@ -31,7 +32,8 @@ SELECT
     c.email AS [person.email],
     c.orders_count AS [person.orders_count],
     c.last_order_at AS [person.last_order_at],
-    c.ltv AS [person.ltv]
+    c.ltv AS [person.ltv],
+    c.refund_flag AS [person.refund_flag]
 FROM shop.paid_orders AS o
 CROSS APPLY (
     SELECT COUNT(*) AS order_number

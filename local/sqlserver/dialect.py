@@ -311,7 +311,7 @@ class Compiler:
             for by in (self.value(e, scope) for e in group.expressions):
                 plain = [i for i, (sql, _) in enumerate(items) if sql == by.sql]
                 elsewhere = any(by.sql in sql for i, (sql, _) in enumerate(items) if i not in plain)
-                if by.type.name in TEXT and not elsewhere and not node.args.get("having"):
+                if by.type.name in TEXT and not elsewhere and not (node.args.get("having") or node.args.get("order")):
                     # trailing blanks make no group of their own; one of its values stands for a group
                     for i in plain:
                         items[i] = (f"min({by.sql})", items[i][1])
