@@ -248,7 +248,7 @@ def tell_of_a_person(store: Store, person: str) -> None:
     for name, value in sorted(store.people[person].items()):
         kind = {bool: "true/false", int: "number", float: "number", str: "text"}.get(type(value), "?")
         shown = f"{value}  = {moment(value)}" if name.endswith("_at") else json.dumps(value)
-        tell(f"   {name:<20} {kind:<10}  {shown}")
+        tell(f"   {name:<24} {kind:<10}  {shown}")
     theirs = [event for event in store.events if event["person"] == person]
     theirs.sort(key=lambda event: event["timestamp"])
     tell(f"   and {len(theirs)} events, the latest of them:")
