@@ -6,7 +6,7 @@ Each service runs once a session; each test has a database, a workspace and a st
 import os
 import re
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +27,17 @@ from shared.settings import Settings  # noqa: E402
 from shared.syncs import CATALOGUE, Sync  # noqa: E402
 
 SYNCS = {sync.name: sync for sync in CATALOGUE}
+
+
+def bare_settings(**changes: Any) -> Settings:
+    """Settings with no deployment behind them."""
+    needed = {
+        "sql_connection_string": "Server=none",
+        "customerio_region": "us",
+        "customerio_site_id": "x",
+        "customerio_api_key": "x",
+    }
+    return Settings(**{**needed, **changes})
 
 
 @pytest.fixture(scope="session")
@@ -105,9 +116,6 @@ def container(azurite: str) -> Iterator[ContainerClient]:
     """A state container of the test's own, which does not exist yet."""
     with ContainerClient.from_connection_string(azurite, f"state-{uuid.uuid4().hex[:16]}") as client:
         yield client
-
-
-MakeSettings = Callable[..., Settings]
 
 
 @pytest.fixture

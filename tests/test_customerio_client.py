@@ -15,11 +15,11 @@ from shared.customerio import BATCH_BYTES, CustomerIo, Rejection, Unknown
 from shared.errors import ConfigurationFault, CredentialFault, DeliveryUnavailable
 from shared.mapping import event_digest, event_ulid
 from shared.settings import Settings
+from tests.conftest import bare_settings
 
 
 def settings_of(workspace: Workspace, **changes: object) -> Settings:
-    return Settings(
-        sql_connection_string="Server=none",
+    return bare_settings(
         customerio_region=workspace.region,
         customerio_site_id=workspace.site_id,
         customerio_api_key=workspace.api_key,
@@ -228,13 +228,7 @@ def test_a_207_that_cannot_be_read_is_taken_for_nothing(body):
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        settings = Settings(
-            sql_connection_string="Server=none",
-            customerio_region="us",
-            customerio_site_id="x",
-            customerio_api_key="x",
-            customerio_track_url=f"http://127.0.0.1:{server.server_port}",
-        )
+        settings = bare_settings(customerio_track_url=f"http://127.0.0.1:{server.server_port}")
         with CustomerIo(settings) as client:
             fates = client.send(events(4)).wait()
             assert all(isinstance(fate, Unknown) for (fate,) in fates)

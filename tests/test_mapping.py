@@ -13,6 +13,7 @@ from shared.mapping import Mapped, Mapper, event_digest, event_ulid
 from shared.settings import Settings
 from shared.source import Column, Page, Position, Survey, View
 from shared.syncs import Kind, Sync
+from tests.conftest import bare_settings
 
 NOW = 1_795_500_000  # 2026-11-24
 CUSTOMERS = Sync("customers", Kind.PROFILE)
@@ -28,13 +29,7 @@ CUSTOMER_COLUMNS = (Column("row_version", "timestamp"), Column("customer_id", "n
 
 
 def view_of(sync: Sync, *columns: Column, zone: str = "UTC") -> tuple[View, Settings]:
-    settings = Settings(
-        sql_connection_string="Server=none",
-        customerio_region="us",
-        customerio_site_id="x",
-        customerio_api_key="x",
-        sql_time_zone=zone,
-    )
+    settings = bare_settings(sql_time_zone=zone)
     survey = Survey({sync.view: columns}, "0x00", datetime(2026, 1, 1), "server", "shop", False)
     return View(sync, survey, settings), settings
 

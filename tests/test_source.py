@@ -5,21 +5,15 @@ from datetime import datetime
 import pytest
 
 from shared.errors import ViewFault
-from shared.settings import Settings
 from shared.source import Column, Position, Survey, View
 from shared.syncs import Kind, Sync
+from tests.conftest import bare_settings
 
 ORDERS = Sync("orders", Kind.EVENT)
 
 
 def view_of(zone: str, now: str, key: str = "int", cursor: str = "datetime2") -> tuple[View, Survey]:
-    settings = Settings(
-        sql_connection_string="Server=none",
-        customerio_region="us",
-        customerio_site_id="x",
-        customerio_api_key="x",
-        sql_time_zone=zone,
-    )
+    settings = bare_settings(sql_time_zone=zone)
     columns = (
         Column("customer_id", "int"),
         Column("event_name", "nvarchar", 100),
