@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import secrets
 import time
@@ -17,6 +18,10 @@ APP_REQUESTS_PER_SECOND = 10
 REMEMBERED_REJECTIONS = 50
 
 
+# one after another, so that no two workspaces of a process share one
+_environments = itertools.count(100_000 + secrets.randbelow(800_000))
+
+
 @dataclass(slots=True)
 class Settings:
     """What a test may choose; see `Workspace` in control.py. Seconds everywhere."""
@@ -29,7 +34,7 @@ class Settings:
     site_id: str = field(default_factory=lambda: secrets.token_hex(10))
     api_key: str = field(default_factory=lambda: secrets.token_hex(10))
     app_api_key: str = field(default_factory=lambda: secrets.token_hex(16))
-    environment_id: int = field(default_factory=lambda: 100_000 + secrets.randbelow(900_000))
+    environment_id: int = field(default_factory=_environments.__next__)
 
 
 class Workspace:
