@@ -171,10 +171,20 @@ class CustomerIo:
             fates = iter([rejections.get(index) for index in range(operations)])
             return [tuple(next(fates) for _ in group) for group in groups]
         if operations == 1 and answer.status_code == 413:
-            self._give_up(DeliveryUnavailable("Customer.io finds even a single operation too large (413)."))
+            self._give_up(
+                DeliveryUnavailable(
+                    "Customer.io finds even a single operation too large (413), which no row of ours is."
+                    " Nothing is lost: the next pass goes on from the mark."
+                )
+            )
             return unknown
         if operations == 1 and errors is None and answer.status_code == 207:
-            self._give_up(DeliveryUnavailable("Customer.io answers 207 and does not say what failed."))
+            self._give_up(
+                DeliveryUnavailable(
+                    "Customer.io answers 207 and does not say what failed."
+                    " Nothing is lost: the next pass goes on from the mark."
+                )
+            )
             return unknown
         if operations == 1:
             return [(_rejection(errors[0]) if errors else Rejection(f"refused with {answer.status_code}"),)]

@@ -26,12 +26,11 @@ from azure.core.exceptions import ResourceExistsError, ResourceModifiedError, Re
 from azure.storage.blob import ContainerClient
 
 from shared.errors import StateFault
-from shared.mapping import SECONDS_PER_DAY
+from shared.mapping import DIGEST_BYTES, SECONDS_PER_DAY
 from shared.state import append, storage_errors
 from shared.syncs import Sync
 
-ID_BYTES = 16
-_ENTRY = struct.Struct(f">i{ID_BYTES}s")
+_ENTRY = struct.Struct(f">i{DIGEST_BYTES}s")
 _FOLD_AT = 1_000_000  # ids in memory: 16 MB
 _CACHED_BYTES = 32 * 2**20
 _PARALLEL = 8
@@ -55,7 +54,7 @@ class Ids:
         if bucket is None:
             return False
         at = bucket.find(digest)
-        while at % ID_BYTES and at > 0:  # found across two ids
+        while at % DIGEST_BYTES and at > 0:  # found across two ids
             at = bucket.find(digest, at + 1)
         return at >= 0
 
@@ -72,10 +71,10 @@ class SortedIds:
         self._packed = packed
 
     def __len__(self) -> int:
-        return len(self._packed) // ID_BYTES
+        return len(self._packed) // DIGEST_BYTES
 
     def __getitem__(self, index: int) -> bytes:
-        return self._packed[index * ID_BYTES : (index + 1) * ID_BYTES]
+        return self._packed[index * DIGEST_BYTES : (index + 1) * DIGEST_BYTES]
 
     def __contains__(self, digest: bytes) -> bool:
         at = bisect_left(self, digest)
@@ -107,8 +106,8 @@ class Ledger:
                 else:
                     open_journals.append(blob.name)
                     journaled += blob.size // _ENTRY.size
-        damaged = [day for day, size in self._stored.items() if size % ID_BYTES]
-        found = sum(self._stored.values()) // ID_BYTES + journaled
+        damaged = [day for day, size in self._stored.items() if size % DIGEST_BYTES]
+        found = sum(self._stored.values()) // DIGEST_BYTES + journaled
         if damaged or found < at_least:
             raise StateFault(
                 f"The ledger of {sync.name} is damaged: the mark knows of {at_least} sent events, {found} are left."
@@ -202,7 +201,7 @@ class Ledger:
                 for day in some:
                     self._cache.move_to_end(day)
                     yield day, self._cache[day]
-                while sum(map(len, self._cache.values())) * ID_BYTES > _CACHED_BYTES:
+                while sum(map(len, self._cache.values())) * DIGEST_BYTES > _CACHED_BYTES:
                     self._cache.popitem(last=False)
 
     def _merge(self, item: tuple[int, bytearray]) -> tuple[int, int]:

@@ -34,6 +34,7 @@ OPERATION_BYTES = 32_000
 CAN_TRIGGER_SECONDS = 72 * 3600
 """An event older than this starts no campaign at Customer.io."""
 
+DIGEST_BYTES = 16
 SECONDS_PER_DAY = 86_400
 FUTURE = "more than five minutes in the future"
 _LAST_SECOND = 253_402_300_799  # of the year 9999
@@ -81,9 +82,14 @@ class Mapped:
     vanished: int
 
 
+def digest(text: str) -> bytes:
+    """A hash of any text, half surrogate pairs included: DIGEST_BYTES bytes that stand for it in state."""
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=DIGEST_BYTES).digest()
+
+
 def event_digest(sync: str, event_id: str) -> bytes:
-    """The 16 bytes that name an event in the ledger. The first 10 are the random part of its ULID."""
-    return hashlib.blake2b(f"{sync}\0{event_id}".encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    """The digest that names an event in the ledger. Its first 10 bytes are the random part of the event's ULID."""
+    return digest(f"{sync}\0{event_id}")
 
 
 def event_ulid(digest: bytes, event_time: int) -> str:
@@ -195,7 +201,7 @@ class Mapper:
         for row, values in enumerate(rows):
             if row in bad:
                 continue
-            digest = event_digest(self._view.sync.name, event_ids[row])
+            ledger_id = event_digest(self._view.sync.name, event_ids[row])
             properties = _present(names, values)
             properties["late_minutes"] = max(0, now - times[row]) // 60
             if times[row] < backfill_before:
@@ -205,7 +211,7 @@ class Mapper:
                 "identifiers": {"id": ids[row]},
                 "action": "event",
                 "name": event_names[row],
-                "id": event_ulid(digest, times[row]),
+                "id": event_ulid(ledger_id, times[row]),
                 "timestamp": times[row],
                 "attributes": properties,
             }
@@ -214,7 +220,7 @@ class Mapper:
             if person_names and times[row] >= young and (state := _present(person_names, person[row])):
                 parts = [_identify(ids[row], page.read_at, state), event]
             if payloads := _encode(row, parts, bad):
-                operations.append(Operation(row, payloads, digest, times[row]))
+                operations.append(Operation(row, payloads, ledger_id, times[row]))
         return operations
 
     # Each of these looks at one column of a page; what breaks a rule goes into `bad`, and None stands in its place.

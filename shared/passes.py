@@ -7,7 +7,6 @@ Pages are accounted for whole and in their order. Of a page with operations of u
 ledgered, and the mark stays before it: the next pass sends the rest again, under the same ULIDs.
 """
 
-import hashlib
 import json
 import logging
 import time
@@ -28,8 +27,8 @@ from shared.customerio import CustomerIo, Rejection, Sending
 from shared.errors import Busy, NotLive, StateFault, StopRun, TidemarkError, TryLater, ViewFault
 from shared.flood import Flood, Reason, name_of
 from shared.gate import Gate
-from shared.ledger import ID_BYTES, Entry, Ledger
-from shared.mapping import FUTURE, Bad, Mapper, Operation
+from shared.ledger import Entry, Ledger, SortedIds
+from shared.mapping import DIGEST_BYTES, FUTURE, Bad, Mapper, Operation, digest
 from shared.settings import Settings, load
 from shared.source import Form, Page, Position, Source, View, position_of, quote
 from shared.state import Claim, Identity, Mark, State
@@ -40,7 +39,6 @@ log = logging.getLogger("tidemark")
 _MOST_RECENT = 100_000
 """Rows younger than the lookback that a mark remembers, 16 bytes each."""
 
-
 _HIGHEST = "0x" + "F" * 16
 """A bound above every row version."""
 
@@ -50,11 +48,10 @@ class Run:
     """What a run did; its record in the blobs holds these fields.
 
     `outcome` is ok, budget (time was up, the next pass goes on), waiting (for another sync), busy, not_live or failed.
-    `operations` were sent,
-    `accepted` and `rejected` are their known fates. `already_sent` events were in the ledger, `held` ones are counted
-    by the gate's reason, `recognised` rows were
-    accounted for by an earlier pass, `dead_letters` counts rows and operations set aside, `vanished` changes of people
-    who are no longer in the view. `seconds` is wall time.
+    `rows` were read in `pages`, and `operations` sent in `requests`, which counts the tries too; `accepted` and
+    `rejected` are the operations' known fates. `already_sent` events were in the ledger, `held` ones are counted by the
+    gate's reason, `recognised` rows were accounted for by an earlier pass, `dead_letters` counts rows and operations
+    set aside, `vanished` changes of people who are no longer in the view. `seconds` is wall time.
     """
 
     run: str
@@ -149,8 +146,7 @@ def _claim(sync: Sync, settings: Settings, state: State, source: Source) -> Clai
 
 
 def _account_digest(settings: Settings) -> str:
-    text = f"{settings.customerio_region}/{settings.customerio_site_id}"
-    return hashlib.blake2b(text.encode(), digest_size=ID_BYTES).hexdigest()
+    return digest(f"{settings.customerio_region}/{settings.customerio_site_id}").hex()
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +184,7 @@ class _Pass:
         self._ledger: Ledger | None = None
         # By updated_at, the digests of rows beyond the mark that are accounted for: all of them, and those that this
         # pass has met beyond the horizon. Only the latter are of use once the view was read to its end.
-        self._known = _split(claim.mark.recent)
+        self._known = set(SortedIds(claim.mark.recent))
         self._met: set[bytes] = set()
 
     def run(self) -> None:
@@ -347,7 +343,8 @@ class _Pass:
             with suppress(TryLater, ViewFault):
                 if missing := self._source.count(self._view.without_cursor()):
                     says.append(
-                        f"{missing} rows have no {self._view.strategy}, so no change of theirs is read. Give them one."
+                        f"{missing} rows of {self._view.feed} have no {self._view.strategy}, so no change of theirs is"
+                        " read. Give them one in the view."
                     )
         self._result.message = " ".join(says)
 
@@ -363,13 +360,13 @@ class _Pass:
         for row in page.rows:
             beyond = row[0] is not None and str(row[0]) >= self._horizon
             if beyond or self._known:
-                digest = _digest(row)
+                known = _row_digest(row)
                 if beyond:
-                    recent.append(digest)
-                if digest in self._known:
+                    recent.append(known)
+                if known in self._known:
                     self._result.recognised += 1
                     if not beyond:
-                        settled.append(digest)
+                        settled.append(known)
                     continue
             rows.append(row)
         return replace(page, rows=rows), recent, settled
@@ -429,11 +426,11 @@ class _Pass:
         mark = self._state.peek(other)
         if mark is None:
             return True
-        known = _split(mark.recent)
+        known = set(SortedIds(mark.recent))
         with Source(self._settings) as source:
             view = View(other, source.survey(other), self._settings)
             with closing(source.pages(view, "changed", mark.position, _HIGHEST)) as pages:
-                return any(view.by_row_version or _digest(row) not in known for page in pages for row in page.rows)
+                return any(view.by_row_version or _row_digest(row) not in known for page in pages for row in page.rows)
 
     def _dead_letter(self, page: Page, row: int, field: str | None, reason: str) -> dict[str, str | None]:
         position = position_of(page.rows[row])
@@ -481,20 +478,15 @@ class _Pass:
             done = replace(done, position=Position(mark.walking, None))
         elif self._view.by_row_version and self._result.rows:
             done = replace(done, position=Position(self._horizon, None))
-        elif len(self._met) * ID_BYTES < len(mark.recent):
+        elif len(self._met) * DIGEST_BYTES < len(mark.recent):
             # the mark must pass what it no longer remembers
             done = replace(done, position=Position(self._horizon, None), recent=b"".join(sorted(self._met)))
         if done != mark:
             self._claim.save(done)
 
 
-def _digest(row: Sequence[object]) -> bytes:
-    """What a row holds, in 16 bytes."""
-    return hashlib.blake2b(repr(tuple(row)).encode("utf-8", "surrogatepass"), digest_size=ID_BYTES).digest()
-
-
-def _split(packed: bytes) -> set[bytes]:
-    return {packed[start : start + ID_BYTES] for start in range(0, len(packed), ID_BYTES)}
+def _row_digest(row: Sequence[object]) -> bytes:
+    return digest(repr(tuple(row)))
 
 
 def _read_ahead(pages: Iterator[Page]) -> Generator[Page, None, None]:

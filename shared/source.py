@@ -283,6 +283,11 @@ class View:
         return Field(column.name, form, expression, scale)
 
     @property
+    def feed(self) -> str:
+        """The view that the cursor is in: this one, or retention.customer_changes."""
+        return self.name if self._feed == self._table else f"{SCHEMA}.{CHANGES}"
+
+    @property
     def strategy(self) -> str:
         """The name of the cursor's strategy: row_version or updated_at."""
         return "row_version" if self.by_row_version else "updated_at"

@@ -193,7 +193,7 @@ class State:
                 return None
 
     def begin(self, sync: Sync, mark: Mark) -> None:
-        """Write a sync's first mark. Raises StateFault where there is one already."""
+        """Write a sync's first mark. Raises Busy where another pass has just written one."""
         with storage_errors():
             blob = self.container.get_blob_client(f"syncs/{sync.name}/mark.json")
             try:

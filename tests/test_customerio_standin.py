@@ -18,16 +18,10 @@ import orjson
 import pytest
 
 from local.customerio.contract import description
-from local.customerio.control import CustomerioStandin, Workspace, running
+from local.customerio.control import CustomerioStandin, Workspace
 
 ULID = "01HT8K3Z7Q9V5C2M4N6P8R0S1T"
 NOW = int(time.time())
-
-
-@pytest.fixture(scope="module")
-def customerio() -> Iterator[CustomerioStandin]:
-    with running() as standin:
-        yield standin
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Driving the stand-in from tests and the demo: start it, make workspaces, cause faults, see what it really holds.
 
-with running() as customerio:
-    workspace = customerio.create_workspace(region="eu", lag_seconds=0)
+with services.customer_io() as running:
+    workspace = CustomerioStandin(running.url).create_workspace(region="eu", lag_seconds=0)
     workspace.add_fault(status=429, retry_after=1, times=3)
     ...
     assert workspace.stats()["duplicate_events_stored"] == 0
@@ -9,18 +9,11 @@ with running() as customerio:
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypedDict
 
 import httpx
-
-_REPOSITORY = Path(__file__).parents[2]
 
 
 class Event(TypedDict):
@@ -110,17 +103,3 @@ class CustomerioStandin:
 
     def close(self) -> None:
         self._http.close()
-
-
-@contextmanager
-def running() -> Iterator[CustomerioStandin]:
-    """The stand-in in a process of its own, gone at the end."""
-    command = [sys.executable, "-m", "local.customerio"]
-    with subprocess.Popen(command, cwd=_REPOSITORY, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        try:
-            standin = CustomerioStandin(f"http://127.0.0.1:{json.loads(process.stdout.readline())['port']}")
-            yield standin
-            standin.close()
-        finally:
-            process.terminate()
