@@ -30,3 +30,30 @@ def release(req: func.HttpRequest) -> func.HttpResponse:
     from shared import http
 
     return http.release(req)
+
+
+@app.function_name("accept")
+@app.route("syncs/{sync}/accept", methods=["POST"], auth_level=func.AuthLevel.FUNCTION)
+def accept(req: func.HttpRequest) -> func.HttpResponse:
+    """Take a column's type of now for the one that is meant."""
+    from shared import http
+
+    return http.accept(req)
+
+
+@app.function_name("dead_letters")
+@app.route("dead-letters/{sync}", methods=["GET"], auth_level=func.AuthLevel.FUNCTION)
+def dead_letters(req: func.HttpRequest) -> func.HttpResponse:
+    """Tell what could not be delivered, by reason."""
+    from shared import http
+
+    return http.dead_letters(req)
+
+
+@app.function_name("replay")
+@app.route("dead-letters/{sync}/replay", methods=["POST"], auth_level=func.AuthLevel.FUNCTION)
+def replay(req: func.HttpRequest) -> func.HttpResponse:
+    """Read dead letters again from their view, and send them as they are now."""
+    from shared import http
+
+    return http.replay_dead_letters(req)

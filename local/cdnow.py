@@ -14,6 +14,8 @@ like chance and is the same at every loading, and tells nothing about CDNOW's bu
   paused or canceled by now
 - support tickets: of one refund in four; do_not_discount: of one person in fifty; addresses
 There are no carts, no back-in-stock requests, no merges and no removals.
+
+Made up is what may happen in a loaded shop: `new_orders`, `order_by`, `late_refund`, `pause`, `leave_carts`.
 """
 
 import re
@@ -215,22 +217,113 @@ def new_orders(connection: pyodbc.Connection, n: int, now: datetime) -> list[int
     ).fetchone()
     ids = list(range(last_order + 1, last_order + 1 + n))
     newcomer = known + 1
-    orders = [
-        Order(
-            order_id,
-            newcomer if order_id in (ids[0], ids[-1]) else 1 + int(known * _share(order_id)),
-            paid_at,
-            items := 1 + order_id % 3,
-            items * Decimal("12.99"),
-        )
-        for order_id in ids
-    ]
-    shelf = {sku for (sku,) in connection.execute("SELECT sku FROM shop.products")}
+    buyers = [newcomer if order in (ids[0], ids[-1]) else 1 + int(known * _share(order)) for order in ids]
     _insert(connection, _CUSTOMERS, [_customer(newcomer, paid_at)])
-    _insert(connection, _ORDERS, [_row(order, paid_at) for order in orders])
+    _place(connection, [_new_order(*each, paid_at) for each in zip(ids, buyers, strict=True)])
+    return ids
+
+
+def order_by(connection: pyodbc.Connection, customer_id: int, now: datetime) -> None:
+    """Add and commit one order of a person who is there, paid at `now` (aware)."""
+    paid_at = now.astimezone(UTC).replace(tzinfo=None, microsecond=0)
+    (last_order,) = connection.execute("SELECT MAX(order_id) FROM shop.orders").fetchone()
+    _place(connection, [_new_order(last_order + 1, customer_id, paid_at)])
+
+
+def late_refund(connection: pyodbc.Connection, now: datetime) -> tuple[int, datetime, datetime]:
+    """Record and commit a refund of 10 dollars that happened nine days before `now` (aware).
+
+    Returns whose order it is for, when it happened, and when it was recorded, by the server's clock (UTC, zoneless).
+    The person has three orders or more, none of them of the last two hours, and no other refund, and no subscription.
+    Raises LookupError when there is nobody like that.
+    """
+    refunded_at = now.astimezone(UTC).replace(tzinfo=None, microsecond=0) - timedelta(days=9)
+    person, order = _one(
+        connection,
+        "order to refund",
+        "SELECT TOP (1) o.customer_id, o.order_id FROM shop.orders AS o WHERE o.paid_at < ? AND o.total > 10"
+        " AND (SELECT COUNT(*) FROM shop.orders AS p WHERE p.customer_id = o.customer_id) >= 3"
+        " AND NOT EXISTS (SELECT 1 FROM shop.orders AS p WHERE p.customer_id = o.customer_id AND p.paid_at > ?)"
+        " AND NOT EXISTS (SELECT 1 FROM shop.subscriptions AS s WHERE s.customer_id = o.customer_id)"
+        " AND NOT EXISTS (SELECT 1 FROM shop.refunds AS f JOIN shop.orders AS p ON p.order_id = f.order_id"
+        " WHERE p.customer_id = o.customer_id)"
+        " ORDER BY o.paid_at DESC, o.order_id",
+        refunded_at,
+        refunded_at + timedelta(days=9, hours=-2),
+    )
+    connection.execute(
+        "INSERT INTO shop.refunds (refund_id, order_id, refund_type, amount, refunded_at)"
+        " SELECT ISNULL(MAX(refund_id), 0) + 1, ?, 'partial', 10, ? FROM shop.refunds",
+        order,
+        refunded_at,
+    )
+    (recorded_at,) = connection.execute(
+        "SELECT TOP (1) recorded_at FROM shop.refunds ORDER BY refund_id DESC"
+    ).fetchone()
+    connection.commit()
+    return person, refunded_at, recorded_at
+
+
+def pause(connection: pyodbc.Connection, now: datetime) -> int:
+    """Pause a subscription at `now` (aware) and commit; return whose. Raises LookupError when none is active."""
+    subscription, person = _one(
+        connection,
+        "active subscription",
+        "SELECT TOP (1) subscription_id, customer_id FROM shop.subscriptions WHERE status = 'active'"
+        " ORDER BY subscription_id",
+    )
+    connection.execute("UPDATE shop.subscriptions SET status = 'paused' WHERE subscription_id = ?", subscription)
+    (last,) = connection.execute("SELECT MAX(subscription_event_id) FROM shop.subscription_events").fetchone()
+    paused_at = now.astimezone(UTC).replace(tzinfo=None, microsecond=0)
+    _insert(connection, _SUBSCRIPTION_EVENTS, [(last + 1, subscription, "paused", paused_at, "Monthly", MONTHLY, None)])
+    connection.commit()
+    return int(person)
+
+
+def leave_carts(connection: pyodbc.Connection, customer_id: int, touched_at: datetime) -> int:
+    """Add and commit two carts, last touched at `touched_at` (aware): one of that person, one of somebody else.
+
+    Returns who that is: somebody without an order since an hour before. Raises LookupError when there is nobody.
+    """
+    touched = touched_at.astimezone(UTC).replace(tzinfo=None)
+    (other,) = _one(
+        connection,
+        "owner of a cart",
+        "SELECT TOP (1) c.customer_id FROM shop.customers AS c WHERE c.customer_id <> ? AND NOT EXISTS"
+        " (SELECT 1 FROM shop.orders AS o WHERE o.customer_id = c.customer_id AND o.placed_at > ?)"
+        " ORDER BY c.customer_id DESC",
+        customer_id,
+        touched - timedelta(hours=1),
+    )
+    for cart, owner in enumerate((customer_id, other), start=1):
+        connection.execute(
+            "INSERT INTO shop.carts (cart_id, customer_id, last_activity_at) VALUES (?, ?, ?)", cart, owner, touched
+        )
+        connection.execute(
+            "INSERT INTO shop.cart_lines (cart_id, line_no, sku, quantity, amount) VALUES (?, 1, ?, 1, 12.99)",
+            cart,
+            PRODUCTS[0].sku,
+        )
+    connection.commit()
+    return int(other)
+
+
+def _one(connection: pyodbc.Connection, what: str, statement: str, *parameters: object) -> Any:
+    if (row := connection.execute(statement, *parameters).fetchone()) is None:
+        raise LookupError(f"These histories have no {what}.")
+    return row
+
+
+def _new_order(order_id: int, customer_id: int, paid_at: datetime) -> Order:
+    items = 1 + order_id % 3
+    return Order(order_id, customer_id, paid_at, items, items * Decimal("12.99"))
+
+
+def _place(connection: pyodbc.Connection, orders: list[Order]) -> None:
+    shelf = {sku for (sku,) in connection.execute("SELECT sku FROM shop.products")}
+    _insert(connection, _ORDERS, [_row(order, order.paid_at) for order in orders])
     _insert(connection, _LINES, [line for order in orders for line in _lines(order) if line[2] in shelf])
     connection.commit()
-    return ids
 
 
 def email(customer_id: int) -> str:

@@ -1,8 +1,9 @@
-"""The demo: real purchase histories go from SQL Server through the timer functions into Customer.io, each order once.
+"""The demo: real purchase histories go from SQL Server through the timer functions into Customer.io, each event once.
 
-`python -m local.demo` tells a short story, holds each of its claims against SQL Server and Customer.io's own store, and
-writes `.demo/report.json`. `--serve` does the set-up and the first pass, and then keeps everything running.
-Every service is a stand-in on this machine, on a free port, and ends with the demo.
+`python -m local.demo` tells a short story: everything goes, then nothing, then what changes (orders, a late refund, a
+paused subscription, carts), and a job that rewrites every order sends nothing. It holds each of its claims against SQL
+Server and Customer.io's own store, and writes `.demo/report.json`. `--serve` does the set-up and the first pass, and
+then keeps everything running. Every service is a stand-in on this machine, on a free port, and ends with the demo.
 """
 
 import argparse
@@ -10,12 +11,13 @@ import json
 import os
 import signal
 import sys
+import textwrap
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -26,11 +28,13 @@ from azure.storage.blob import ContainerClient
 from local import cdnow, services
 from local.customerio.control import CustomerioStandin, Event, Workspace
 from local.host import Host
-from shared.syncs import CATALOGUE
+from shared import surge
+from shared.syncs import CATALOGUE, Kind
 
 ROOT = services.REPOSITORY
 REPORT = ROOT / ".demo" / "report.json"
 NEW_ORDERS = 25
+CART_SECONDS = 8  # what is left of a cart's hour when the demo writes it: the carts pass must be quicker
 ON_A_TERMINAL = sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
 
 # A run's record, as state keeps it: the counts are whole numbers.
@@ -49,11 +53,24 @@ class Store:
         self.events: list[Event] = list(workspace.events())
         # An event's name stands for its sync, and its property event_id is the source's id of it.
         self.stored = Counter((event["name"], str(event["attributes"]["event_id"])) for event in self.events)
+        self.by_name = dict(sorted(Counter(event["name"] for event in self.events).items()))
 
     @property
     def duplicates(self) -> int:
         """How many events are stored that should not be, since the same one was there already."""
         return self.stored.total() - len(self.stored)
+
+    def events_since(self, before: "Store") -> list[Event]:
+        """What was stored after `before` was read: events are kept in the order of their arrival."""
+        return self.events[len(before.events) :]
+
+    def arrived_since(self, before: "Store") -> list[tuple[str, str | None]]:
+        """The name and the person of each of these events."""
+        return sorted((event["name"], event["person"]) for event in self.events_since(before))
+
+    def moved_since(self, before: "Store") -> set[str]:
+        """Who is new, or has other attributes than in `before`."""
+        return {person for person, attributes in self.people.items() if attributes != before.people.get(person)}
 
 
 class Workshop:
@@ -67,22 +84,37 @@ class Workshop:
             "CUSTOMERIO_REGION": "us",
             "CUSTOMERIO_SITE_ID": self.workspace.site_id,
             "CUSTOMERIO_API_KEY": self.workspace.api_key,
+            "CUSTOMERIO_APP_API_KEY": self.workspace.app_api_key,
             "CUSTOMERIO_TRACK_URL": customerio.url,
             "CUSTOMERIO_APP_URL": customerio.url,
             "AzureWebJobsStorage": azurite,
             "STATE_CONTAINER": "tidemark",
             "FIRST_PASS": "all",
+            # the demo writes carts an hour after they were touched
+            "LOOKBACK_SECONDS": "7200",
         }
         self.state = ContainerClient.from_connection_string(azurite, "tidemark")
 
+    def connection(self) -> closing[pyodbc.Connection]:
+        """A connection to the shop, closed after use."""
+        return closing(pyodbc.connect(self.database))
+
     def query(self, statement: str, *parameters: object) -> Any:
         """The rows that a statement selects from the shop."""
-        with closing(pyodbc.connect(self.database)) as connection:
+        with self.connection() as connection:
             return connection.execute(statement, *parameters).fetchall()
 
-    def count(self, view: str) -> int:
-        """How many rows a view of SQL Server has."""
-        return int(self.query(f"SELECT COUNT(*) FROM {view}")[0][0])
+    def people(self) -> int:
+        """How many people SQL Server has for Customer.io."""
+        return int(self.query("SELECT COUNT(*) FROM retention.customers")[0][0])
+
+    def events(self) -> dict[str, int]:
+        """How many events of each name SQL Server has for Customer.io."""
+        views = [f"retention.{sync.view}" for sync in CATALOGUE if sync.kind is Kind.EVENT]
+        rows = [
+            row for view in views for row in self.query(f"SELECT event_name, COUNT(*) FROM {view} GROUP BY event_name")
+        ]
+        return dict(sorted((name, int(count)) for name, count in rows))
 
     def store(self) -> Store:
         """Everything that Customer.io holds now."""
@@ -145,7 +177,7 @@ def progress(now: Callable[[], str]) -> Iterator[None]:
             print("\r\033[K", end="", flush=True)
 
 
-def fill_the_shop(shop: Workshop, histories: Path) -> None:
+def fill_the_shop(shop: Workshop, histories: Path) -> cdnow.Loaded:
     tell("1. The shop: CDNOW's purchase histories in SQL Server, moved so that the last order is today")
     begun = time.monotonic()
     with progress(lambda: f"loading, {time.monotonic() - begun:.0f} s"):
@@ -154,15 +186,24 @@ def fill_the_shop(shop: Workshop, histories: Path) -> None:
         f"   {loaded.people:,} people and {loaded.orders:,} orders,"
         f" {loaded.first:%Y-%m-%d} to {loaded.last:%Y-%m-%d}, loaded in {time.monotonic() - begun:.1f} s"
     )
+    tell("   CDNOW's are the people, and the days, pieces and amounts of their orders. Made up around them, by a hash:")
+    tell(f"   {loaded.refunds:,} refunds, {loaded.subscriptions:,} subscriptions, products, addresses, times of day")
+    return loaded
 
 
 def one_pass(shop: Workshop, host: Host) -> dict[str, Run]:
     """Let each timer fire once, one after the other; the records of their runs by sync."""
-    return {sync.name: one_run(shop, host, sync.name) for sync in CATALOGUE}
+    passed = {sync.name: one_run(shop, host, sync.name) for sync in CATALOGUE}
+    if quiet := [sync for sync, run in passed.items() if not run["rows"]]:
+        tell(f"   nothing to read in {', '.join(quiet)}")
+    return passed
 
 
 def one_run(shop: Workshop, host: Host, sync: str) -> Run:
-    """Let one timer fire. Raises Disagreement when it fails, or leaves no record of a run that ended well."""
+    """Let one timer fire, and tell what it read.
+
+    Raises Disagreement when it fails, or leaves no record of a run that ended well.
+    """
     before, sent = shop.runs(), shop.sent()
     with progress(lambda: f"{sync}: {shop.sent() - sent:,} operations at Customer.io"):
         invocation = host.invoke_timer(sync)
@@ -171,7 +212,8 @@ def one_run(shop: Workshop, host: Host, sync: str) -> Run:
     records = [shop.run(name) for name in shop.runs() - before]
     if [(run["sync"], run["outcome"]) for run in records] != [(sync, "ok")]:
         raise Disagreement(f"the function {sync} should leave the record of one good run, but left {records}")
-    tell("   " + summary(records[0]))
+    if records[0]["rows"]:
+        tell("   " + summary(records[0]))
     return records[0]
 
 
@@ -184,7 +226,7 @@ def summary(run: Run) -> str:
         "sent before": run["already_sent"],
     }
     line = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count or what == "operations sent")
-    return f"{run['sync']:<10} {run['rows']:>7,} rows read in {run['seconds']:.1f} s, {line}"
+    return f"{run['sync']:<13} {run['rows']:>7,} rows read in {run['seconds']:.1f} s, {line}"
 
 
 def total(passed: dict[str, Run], count: str) -> Any:
@@ -202,6 +244,7 @@ def tell_first_pass(shop: Workshop, host: Host) -> dict[str, Run]:
     tell("2. The first pass: everything goes to Customer.io, once")
     passed = one_pass(shop, host)
     expect("dead letters of the first pass", total(passed, "dead_letters"), 0)
+    tell("   (two operations for an event of the last 72 hours: its person's state now, and right behind it the event)")
     return passed
 
 
@@ -212,39 +255,124 @@ def tell_second_pass(shop: Workshop, host: Host) -> tuple[dict[str, Run], Store]
     expect("operations of the second pass", total(passed, "operations"), 0)
     expect("operations that reached Customer.io meanwhile", shop.sent() - sent, 0)
     store = shop.store()
-    people, events = shop.count("retention.customers"), shop.count("retention.orders")
-    expect("people at Customer.io", len(store.people), people)
-    expect("events at Customer.io", len(store.events), events)
+    expect("people at Customer.io", len(store.people), shop.people())
+    expect("events at Customer.io by name", store.by_name, shop.events())
     expect("events stored twice", store.duplicates, 0)
-    tell(f"   Customer.io holds {people:,} people and {events:,} events, as SQL Server does, and no event twice")
+    tell(
+        f"   Customer.io holds {len(store.people):,} people and {len(store.events):,} events, as SQL Server does,"
+        " and no event twice:"
+    )
+    for name, count in store.by_name.items():
+        tell(f"   {name:<24} {count:>7,}")
     return passed, store
 
 
-def tell_third_pass(shop: Workshop, host: Host, before: Store) -> dict[str, Run]:
-    with closing(pyodbc.connect(shop.database)) as connection:
+def tell_third_pass(shop: Workshop, host: Host, before: Store) -> tuple[dict[str, Run], Store]:
+    with shop.connection() as connection:
         orders = cdnow.new_orders(connection, NEW_ORDERS, datetime.now(UTC))
-    bought = shop.query("SELECT customer_id, order_id FROM shop.orders WHERE order_id >= ?", orders[0])
-    buyers = {str(customer_id) for customer_id, _ in bought}
+    bought = shop.query("SELECT customer_id FROM shop.orders WHERE order_id >= ?", orders[0])
+    buyers = {str(customer_id) for (customer_id,) in bought}
     newcomers = buyers - before.people.keys()
     tell(f"4. {len(orders)} new orders by {len(buyers)} people arrive, {len(newcomers)} of them brand-new")
+    tell("   (made up, as all that happens from here on)")
     passed = one_pass(shop, host)
     after = shop.store()
-    new = after.stored - before.stored
-    moved = {person for person, attributes in after.people.items() if attributes != before.people.get(person)}
-    expect("the new events at Customer.io", sorted(int(event_id) for _, event_id in new), orders)
+    new = [(event["name"], event["attributes"]["event_id"]) for event in after.events_since(before)]
+    expect("the new events at Customer.io", sorted(new), [("Order Placed", order) for order in orders])
     expect("events stored twice", after.duplicates, 0)
-    expect("the people that changed at Customer.io", moved, buyers)
+    expect("the people that changed at Customer.io", after.moved_since(before), buyers)
     expect("operations of the customers pass", passed["customers"]["operations"], len(buyers))
-    tell("   (two operations an order: the state of its person now, and right behind it the event)")
-    tell(f"   Customer.io got exactly those {new.total()} events, and {len(moved)} people changed: exactly the buyers")
-    # Somebody with a past is more telling than the newcomer.
-    person = max(buyers - newcomers or buyers, key=lambda buyer: (after.people[buyer]["orders_count"], buyer))
-    tell_of_a_person(after, person)
-    return passed
+    tell(f"   Customer.io got exactly those {len(new)} events, and {len(buyers)} people changed: exactly the buyers")
+    return passed, after
+
+
+def tell_refund_and_pause(shop: Workshop, host: Host, before: Store) -> tuple[dict[str, Run], Store, str]:
+    """Also returns whose order was refunded."""
+    tell("5. A refund is recorded nine days late, and a subscription is paused")
+    with shop.connection() as connection:
+        customer, refunded_at, recorded_at = cdnow.late_refund(connection, datetime.now(UTC))
+        subscriber = cdnow.pause(connection, datetime.now(UTC))
+    passed = one_pass(shop, host)
+    after = shop.store()
+    refunded, paused = str(customer), str(subscriber)
+    expect("the people that changed at Customer.io", after.moved_since(before), {refunded, paused})
+    expected = [("Refund Issued", refunded), ("Subscription Paused", paused)]
+    expect("the new events at Customer.io", after.arrived_since(before), expected)
+    refund, pause = sorted(after.events_since(before), key=lambda event: event["name"])
+
+    expect("the time of the refund's event", refund["timestamp"], unix(recorded_at))
+    expect("its refunded_at", refund["attributes"]["refunded_at"], unix(refunded_at))
+    was, has = before.people[refunded], after.people[refunded]
+    expect("the refund flag", (was["refund_flag"], has["refund_flag"]), (False, True))
+    expect("the lifetime value after a refund of 10", has["ltv"], round(was["ltv"] - 10, 2))
+    tell(f"   Refund Issued for person {refunded}, dated when it was recorded, so that the apology starts now:")
+    tell(f"   timestamp {moment(refund['timestamp'])}, refunded_at {moment(unix(refunded_at))}")
+    tell(f"   refund_flag false -> true, ltv {was['ltv']:.2f} -> {has['ltv']:.2f}")
+
+    was, has = before.people[paused], after.people[paused]
+    expect("the plan of the pause's event", pause["attributes"]["plan"], "Monthly")
+    expect("the status", (was["subscription_status"], has["subscription_status"]), ("active", "paused"))
+    tell(f"   Subscription Paused for person {paused}, plan Monthly: subscription_status active -> paused")
+    return passed, after, refunded
+
+
+def tell_carts(shop: Workshop, host: Host, before: Store, buyer: str) -> tuple[dict[str, Run], Store]:
+    """The buyer has a cart and orders, somebody else has a cart and does not."""
+    touched_at = datetime.now(UTC) + timedelta(seconds=CART_SECONDS - 3600)
+    with shop.connection() as connection:
+        forgetful = str(cdnow.leave_carts(connection, int(buyer), touched_at))
+    tell(f"6. Two carts were last touched almost an hour ago; person {buyer} now orders, person {forgetful} does not")
+    updated = one_run(shop, host, "carts")
+    with_carts = shop.store()
+    expected = sorted(("Cart Updated", person) for person in (buyer, forgetful))
+    expect("the events of the carts", with_carts.arrived_since(before), expected)
+    with shop.connection() as connection:
+        cdnow.order_by(connection, int(buyer), datetime.now(UTC))
+    with progress(lambda: "waiting until nobody has touched the carts for an hour"):
+        while shop.query("SELECT 1 FROM shop.carts WHERE abandoned_at > SYSUTCDATETIME()"):
+            time.sleep(0.2)
+    passed = one_pass(shop, host)
+    after = shop.store()
+    expected = [("Cart Abandoned", forgetful), ("Order Placed", buyer)]
+    expect("the events after the hour", after.arrived_since(with_carts), expected)
+    expect("abandoned carts in SQL Server", shop.events().get("Cart Abandoned"), after.by_name["Cart Abandoned"])
+    was, has = before.people[buyer], after.people[buyer]
+    expect("the refund flag", (was["refund_flag"], has["refund_flag"]), (True, False))
+    tell(f"   Cart Abandoned for person {forgetful} alone, once the hour was over: no row of a cart was touched for it")
+    tell(f"   Order Placed for person {buyer}, whose refund_flag it turned off: true -> false")
+    return passed | {"carts, before the hour": updated}, after
+
+
+def tell_rewritten_orders(shop: Workshop, host: Host, before: Store) -> tuple[dict[str, Run], Store]:
+    rewrite = "UPDATE shop.orders SET status = status"
+    tell(f"7. A nightly job rewrites every order without a change: {rewrite}")
+    with progress(lambda: "rewriting"), shop.connection() as connection:
+        connection.execute(rewrite)
+        connection.commit()
+    sent = shop.sent()
+    run = one_run(shop, host, "orders")
+    orders = shop.events()["Order Placed"]
+    expect("orders that were read again", run["rows"], orders)
+    expect("orders that are known to be sent", run["already_sent"], orders)
+    expect("operations that reached Customer.io", shop.sent() - sent, 0)
+    after = shop.store()
+    expect("the new events at Customer.io", after.arrived_since(before), [])
+    expect("events stored twice", after.duplicates, 0)
+    tell(f"   {orders:,} orders have a new row version, and no event is sent a second time")
+    if len(after.people) < surge.LEAST:
+        return {"orders": run}, after
+    sent = shop.sent()
+    invocation = host.invoke_timer("customers")
+    expect("a customers pass that would touch everybody goes through", invocation.ok, False)
+    expect("operations that reached Customer.io", shop.sent() - sent, 0)
+    tell("   The pass of customers would touch everybody, so it stops before it sends, and says:")
+    for line in textwrap.wrap(str(invocation.error), 108):
+        tell(f"     {line}")
+    return {"orders": run}, after
 
 
 def tell_of_a_person(store: Store, person: str) -> None:
-    tell(f"5. What Customer.io now holds for person {person}")
+    tell(f"8. What Customer.io now holds for person {person}")
     for name, value in sorted(store.people[person].items()):
         kind = {bool: "true/false", int: "number", float: "number", str: "text"}.get(type(value), "?")
         shown = f"{value}  = {moment(value)}" if name.endswith("_at") else json.dumps(value)
@@ -252,12 +380,17 @@ def tell_of_a_person(store: Store, person: str) -> None:
     theirs = [event for event in store.events if event["person"] == person]
     theirs.sort(key=lambda event: event["timestamp"])
     tell(f"   and {len(theirs)} events, the latest of them:")
-    for event in theirs[-3:]:
-        order = event["attributes"]
+    for event in theirs[-4:]:
+        amount = next((event["attributes"][name] for name in ("total", "amount") if name in event["attributes"]), 0)
         tell(
-            f"   {moment(event['timestamp'])}  {event['name']}  {event['ulid']}"
-            f"  order {order['order_id']}, number {order['order_number']}: {order['total']:.2f} {order['currency']}"
+            f"   {moment(event['timestamp'])}  {event['name']:<14} {event['ulid']}"
+            f"  {amount:.2f} {event['attributes']['currency']}"
         )
+
+
+def unix(zoneless: datetime) -> int:
+    """The unix seconds of a datetime2 of the shop, which is UTC."""
+    return int(zoneless.replace(tzinfo=UTC).timestamp())
 
 
 def moment(timestamp: int) -> str:
@@ -270,20 +403,31 @@ def demo(histories: Path, report: Path) -> None:
     report.unlink(missing_ok=True)
     tell("Tidemark: SQL Server -> Azure Functions -> Customer.io, all of it on this machine")
     with workshop() as shop:
-        fill_the_shop(shop, histories)
+        loaded = fill_the_shop(shop, histories)
         with Host(ROOT, shop.settings) as host:
             first = tell_first_pass(shop, host)
             second, store = tell_second_pass(shop, host)
-            third = tell_third_pass(shop, host, store)
+            third, grown = tell_third_pass(shop, host, store)
+            late, moved, refunded = tell_refund_and_pause(shop, host, grown)
+            carts, latest = tell_carts(shop, host, moved, refunded)
+            rewritten, latest = tell_rewritten_orders(shop, host, latest)
+            tell_of_a_person(latest, refunded)
             peak = round(host.peak_mb, 1)
+    dead_letters = sum(total(passed, "dead_letters") for passed in (first, second, third, late, carts, rewritten))
+    expect("dead letters of the whole story", dead_letters, 0)
     figures = {
         "people_at_customerio": len(store.people),
         "events_at_customerio": len(store.events),
-        "duplicate_events": store.duplicates,
+        "events_by_name": store.by_name,
+        "duplicate_events": latest.duplicates,
+        "derived_refunds": loaded.refunds,
+        "derived_subscriptions": loaded.subscriptions,
         "first_pass_operations": total(first, "operations"),
         "second_pass_operations": total(second, "operations"),
         "third_pass_operations": total(third, "operations"),
-        "dead_letters": sum(total(passed, "dead_letters") for passed in (first, second, third)),
+        "rewritten_orders": total(rewritten, "rows"),
+        "rewritten_orders_operations": total(rewritten, "operations"),
+        "dead_letters": dead_letters,
         "rows_per_second": round(total(first, "rows") / total(first, "seconds")),
         "peak_mb": peak,
         "seconds": round(time.monotonic() - begun, 1),

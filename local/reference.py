@@ -20,7 +20,7 @@ def settings_table() -> str:
         if field.default is PydanticUndefined:
             default = "**required**"
         else:
-            default = "" if field.default is None else f"`{field.default}`"
+            default = f"`{field.default}`" if field.default not in (None, frozenset()) else ""
         lines.append(f"| `{setting_name(name)}` | {default} | {field.description} |")
     for sync in CATALOGUE:
         what = f"When `{sync.name}` runs: six-field NCRONTAB, UTC."

@@ -7,26 +7,19 @@ Facts (Customer.io's Track API documentation): HTTP Basic with site id and API k
 
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
-from typing import Any
+from enum import Enum
+from typing import Any, NamedTuple
 
 import httpx
 from pyrate_limiter import Duration, Limiter, Rate
-from tenacity import (
-    RetryCallState,
-    Retrying,
-    retry_if_exception_type,
-    sleep_using_event,
-    stop_after_attempt,
-    wait_exponential_jitter,
-)
+from tenacity import Retrying, retry_if_exception_type, sleep_using_event, stop_after_attempt
 
 from shared.errors import ConfigurationFault, CredentialFault, DeliveryUnavailable, TidemarkError
+from shared.patience import TryAgain, pause, retry_after
 from shared.settings import Settings
 
 TRACK_URLS = {"us": "https://track.customer.io", "eu": "https://track-eu.customer.io"}
@@ -34,7 +27,6 @@ TRACK_URLS = {"us": "https://track.customer.io", "eu": "https://track-eu.custome
 BATCH_BYTES = 475_000
 """The most bytes of a request's body: the limit is 500 kB, and the vendor's own client keeps this margin."""
 
-_LONGEST_PAUSE = 30.0  # seconds
 _TIMEOUT = httpx.Timeout(30.0, connect=10.0)
 _HEAD, _TAIL = b'{"batch":[', b"]}"
 
@@ -53,29 +45,46 @@ class Unknown:
 
 UNKNOWN = Unknown()
 
-Fate = Rejection | Unknown | None
+
+class Barred(Enum):
+    """The fate of an operation that was not sent, because of what was recorded of its person meanwhile."""
+
+    REMOVED = "removed"
+    MERGED = "merged"
+
+
+Fate = Rejection | Unknown | Barred | None
 """None: accepted."""
 
-Group = tuple[bytes, ...]
-"""Operations, as JSON, that must go in one batch and in this order."""
+Guard = Callable[[Sequence[str]], Mapping[str, Barred]]
+"""Says of people, by their ids, who must be sent nothing any more. Asked right before every try of every batch."""
 
 
-class _TryAgain(Exception):
-    """No answer, or one that may be another next time. `after` is what Retry-After asked for, in seconds."""
+class Group(NamedTuple):
+    """Operations on one person, as JSON, that must go in one batch and in this order. `person` is the id."""
 
-    def __init__(self, message: str, after: float | None = None) -> None:
-        super().__init__(message)
-        self.after = after
+    person: str
+    payloads: tuple[bytes, ...]
+
+
+class _Held(Exception):
+    """Some of a batch's people are barred."""
+
+    def __init__(self, people: Mapping[str, Barred]) -> None:
+        super().__init__()
+        self.people = people
 
 
 class CustomerIo:
     """Sends batches to one workspace, several at once, at most so many requests a second.
 
     `requests` counts the HTTP requests; what fails in passing is tried up to `attempts` times, for about a minute by
-    default. A context manager; its methods may be called from one thread at a time.
+    default. `guard` may be called from several threads at once. A context manager; its own methods may be called from
+    one thread at a time.
     """
 
-    def __init__(self, settings: Settings, attempts: int = 8) -> None:
+    def __init__(self, settings: Settings, guard: Guard | None = None, attempts: int = 8) -> None:
+        self._guard = guard
         self._attempts = attempts
         self._region = settings.customerio_region
         self._http = httpx.Client(
@@ -110,8 +119,8 @@ class CustomerIo:
         Raises CredentialFault, DeliveryUnavailable, or ConfigurationFault where the account lives in another region.
         """
         try:
-            answer = self._retrying("GET", "/api/v1/accounts/region", None)
-        except _TryAgain as error:
+            answer = self._retrying("GET", "/api/v1/accounts/region")
+        except TryAgain as error:
             raise DeliveryUnavailable(str(error)) from None
         try:
             about = answer.json() if answer.status_code == 200 else {}
@@ -146,20 +155,27 @@ class CustomerIo:
 
     def _deliver(self, groups: Sequence[Group]) -> list[tuple[Fate, ...]]:
         """Send one batch; where Customer.io does not say which operation is at fault, halve it until it does."""
-        unknown: list[tuple[Fate, ...]] = [(UNKNOWN,) * len(group) for group in groups]
+        unknown: list[tuple[Fate, ...]] = [(UNKNOWN,) * len(group.payloads) for group in groups]
         if self._failure:
             return unknown
         try:
-            answer = self._retrying("POST", "/api/v2/batch", _HEAD + b",".join(_flat(groups)) + _TAIL)
-        except _TryAgain as error:
+            answer = self._retrying("POST", "/api/v2/batch", groups)
+        except _Held as held:
+            rest = [group for group in groups if group.person not in held.people]
+            others = iter(self._deliver(rest) if rest else ())
+            return [
+                (held.people[group.person],) * len(group.payloads) if group.person in held.people else next(others)
+                for group in groups
+            ]
+        except TryAgain as error:
             self._give_up(DeliveryUnavailable(str(error)))
             return unknown
         except TidemarkError as error:
             self._give_up(error)
             return unknown
-        operations = sum(map(len, groups))
+        operations = sum(len(group.payloads) for group in groups)
         if answer.status_code == 200:
-            return [(None,) * len(group) for group in groups]
+            return [(None,) * len(group.payloads) for group in groups]
         errors = _errors(answer)
         indexes = [error.get("batch_index") for error in errors or ()]
         if (
@@ -169,7 +185,7 @@ class CustomerIo:
         ):
             rejections = {error["batch_index"]: _rejection(error) for error in reversed(errors)}
             fates = iter([rejections.get(index) for index in range(operations)])
-            return [tuple(next(fates) for _ in group) for group in groups]
+            return [tuple(next(fates) for _ in group.payloads) for group in groups]
         if operations == 1 and answer.status_code == 413:
             self._give_up(
                 DeliveryUnavailable(
@@ -189,30 +205,36 @@ class CustomerIo:
         if operations == 1:
             return [(_rejection(errors[0]) if errors else Rejection(f"refused with {answer.status_code}"),)]
         if len(groups) == 1:
-            return [tuple(fate for part in groups[0] for fate in self._deliver([(part,)])[0])]
+            person, parts = groups[0]
+            return [tuple(fate for part in parts for fate in self._deliver([Group(person, (part,))])[0])]
         middle = len(groups) // 2
         return self._deliver(groups[:middle]) + self._deliver(groups[middle:])
 
-    def _retrying(self, method: str, path: str, body: bytes | None) -> httpx.Response:
-        """The answer to a request: 200, 207, 400 or 413. Raises _TryAgain when patience ends, or a StopRun."""
+    def _retrying(self, method: str, path: str, groups: Sequence[Group] = ()) -> httpx.Response:
+        """The answer to a request: 200, 207, 400 or 413. Raises TryAgain when patience ends, _Held, or a StopRun."""
         return Retrying(
-            retry=retry_if_exception_type(_TryAgain),
-            wait=_pause,
+            retry=retry_if_exception_type(TryAgain),
+            wait=pause,
             stop=stop_after_attempt(self._attempts),
             sleep=sleep_using_event(self._given_up),
             reraise=True,
-        )(self._request, method, path, body)
+        )(self._request, method, path, groups)
 
-    def _request(self, method: str, path: str, body: bytes | None) -> httpx.Response:
+    def _request(self, method: str, path: str, groups: Sequence[Group]) -> httpx.Response:
         if self._failure:
-            raise _TryAgain("Customer.io was given up by another batch of this pass.")
+            raise TryAgain("Customer.io was given up by another batch of this pass.")
+        body = _HEAD + b",".join(part for group in groups for part in group.payloads) + _TAIL if groups else None
         self._limiter.try_acquire("track")
+        if self._guard and groups:
+            barred = self._guard([group.person for group in groups])
+            if any(group.person in barred for group in groups):
+                raise _Held(barred)
         with self._count:
             self.requests += 1
         try:
             answer = self._http.request(method, path, content=body)
         except httpx.RequestError as error:
-            raise _TryAgain(
+            raise TryAgain(
                 f"Customer.io at {self._http.base_url} gives no answer ({type(error).__name__})."
                 " Nothing is lost: the next pass goes on from the mark."
             ) from None
@@ -225,9 +247,9 @@ class CustomerIo:
                 " (the Track API key), and check that CUSTOMERIO_REGION is the account's."
             )
         if status in (408, 425, 429) or status >= 500:
-            raise _TryAgain(
+            raise TryAgain(
                 f"Customer.io keeps answering {status}. Nothing is lost: the next pass goes on from the mark.",
-                _retry_after(answer),
+                retry_after(answer),
             )
         raise ConfigurationFault(
             f"Customer.io answers {status} to {path}, which it never should."
@@ -259,7 +281,7 @@ def _batches(groups: Sequence[Group]) -> Iterator[list[Group]]:
     batch: list[Group] = []
     size = 0
     for group in groups:
-        length = sum(map(len, group)) + len(group)  # with a comma each
+        length = sum(map(len, group.payloads)) + len(group.payloads)  # with a comma each
         if batch and size + length > BATCH_BYTES - len(_HEAD) - len(_TAIL):
             yield batch
             batch, size = [], 0
@@ -267,10 +289,6 @@ def _batches(groups: Sequence[Group]) -> Iterator[list[Group]]:
         size += length
     if batch:
         yield batch
-
-
-def _flat(groups: Sequence[Group]) -> Iterator[bytes]:
-    return (operation for group in groups for operation in group)
 
 
 def _errors(answer: httpx.Response) -> list[dict[str, Any]] | None:
@@ -289,27 +307,3 @@ def _rejection(error: dict[str, Any]) -> Rejection:
         reason if re.fullmatch(r"[a-z_]{1,40}", reason) else "rejected",
         field if error.get("field") and re.fullmatch(r"[\w.\[\]-]{1,200}", field) else None,
     )
-
-
-_backoff = wait_exponential_jitter(multiplier=0.5, max=_LONGEST_PAUSE, jitter=0.5)
-
-
-def _pause(state: RetryCallState) -> float:
-    """What Retry-After asks for, else exponential back-off with jitter."""
-    error = state.outcome.exception() if state.outcome else None
-    if isinstance(error, _TryAgain) and error.after is not None:
-        return error.after
-    return _backoff(state)
-
-
-def _retry_after(answer: httpx.Response) -> float | None:
-    """Seconds from a Retry-After header, which holds seconds or a date (RFC 9110); at most two minutes."""
-    value = answer.headers.get("Retry-After", "")
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            seconds = (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
-        except (ValueError, TypeError):
-            return None
-    return min(max(seconds, 0.0), 120.0)

@@ -2,41 +2,90 @@
 
 import json
 from collections.abc import Callable
+from contextlib import closing
+from dataclasses import asdict
 from typing import Any
 
 import azure.functions as func
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from shared import passes
+from shared import passes, replay
+from shared.deadletters import DeadLetters
 from shared.errors import CarryOn, TidemarkError, TryLater
-from shared.syncs import CATALOGUE
+from shared.settings import load
+from shared.state import State
+from shared.syncs import Sync, find
 
 
-class Release(BaseModel):
-    """The body of a release: the reason, as the flood's message gives it."""
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
 
-    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+class Release(_Body):
+    """The body of a release: the reason, as the message of the stop gives it."""
 
     reason: str = Field(min_length=1, max_length=400)
 
 
-def release(request: func.HttpRequest) -> func.HttpResponse:
-    """POST /api/syncs/{sync}/release: from now on, rows may fail for this reason in any number."""
+class Accept(_Body):
+    """The body of an acceptance: the column whose type of now is meant."""
 
-    def act() -> dict[str, Any]:
+    column: str = Field(min_length=1, max_length=128)
+
+
+class Replay(_Body):
+    """The body of a replay: which letters, all by default, and whether events may go that could start a campaign."""
+
+    keys: list[str] | None = Field(None, min_length=1, max_length=10_000)
+    reason: str | None = Field(None, min_length=1, max_length=400)
+    confirm: bool = False
+
+
+def release(request: func.HttpRequest) -> func.HttpResponse:
+    """POST /api/syncs/{sync}/release: from now on rows may fail for this reason, or this surge may pass."""
+
+    def act(sync: Sync) -> dict[str, Any]:
         body = Release.model_validate_json(request.get_body())
-        sync = next((sync for sync in CATALOGUE if sync.name == request.route_params.get("sync")), None)
-        if sync is None:
-            raise LookupError("There is no such sync. The syncs are: " + ", ".join(s.name for s in CATALOGUE) + ".")
         passes.release(sync, body.reason)
         return {"sync": sync.name, "released": body.reason}
 
-    return _answer(act)
+    return _answer(request, act)
 
 
-def _answer(act: Callable[[], dict[str, Any]]) -> func.HttpResponse:
+def accept(request: func.HttpRequest) -> func.HttpResponse:
+    """POST /api/syncs/{sync}/accept: a column's type of now is the one that is meant."""
+
+    def act(sync: Sync) -> dict[str, Any]:
+        body = Accept.model_validate_json(request.get_body())
+        return {"sync": sync.name, "column": body.column, "type": passes.accept(sync, body.column)}
+
+    return _answer(request, act)
+
+
+def dead_letters(request: func.HttpRequest) -> func.HttpResponse:
+    """GET /api/dead-letters/{sync}: what could not be delivered, counted by reason, with keys."""
+
+    def act(sync: Sync) -> dict[str, Any]:
+        settings = load()
+        with closing(State(settings)) as state:
+            return DeadLetters(state.container, sync, "", settings.dead_letter_days).summary()
+
+    return _answer(request, act)
+
+
+def replay_dead_letters(request: func.HttpRequest) -> func.HttpResponse:
+    """POST /api/dead-letters/{sync}/replay: read their rows again, and send them as they are now."""
+
+    def act(sync: Sync) -> dict[str, Any]:
+        body = Replay.model_validate_json(request.get_body() or b"{}")
+        return asdict(replay.replay(sync, body.keys, body.reason, confirmed=body.confirm))
+
+    return _answer(request, act)
+
+
+def _answer(request: func.HttpRequest, act: Callable[[Sync], dict[str, Any]]) -> func.HttpResponse:
     try:
-        return _json(200, act())
+        return _json(200, act(find(request.route_params.get("sync"))))
     except ValidationError as error:
         problems = error.errors(include_url=False, include_context=False, include_input=False)
         lines = [f"{'.'.join(map(str, one['loc'])) or 'body'}: {one['msg']}" for one in problems]

@@ -10,7 +10,7 @@ attributes an identify, 32 kB an operation.
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -20,6 +20,7 @@ import orjson
 from ulid import ULID
 
 from shared.errors import ViewFault
+from shared.gate import CAN_TRIGGER_SECONDS
 from shared.settings import Settings
 from shared.source import Field, Form, Page, View
 from shared.syncs import Kind
@@ -31,18 +32,17 @@ EVENT_NAME_BYTES = 100
 ATTRIBUTES = 300
 OPERATION_BYTES = 32_000
 
-CAN_TRIGGER_SECONDS = 72 * 3600
-"""An event older than this starts no campaign at Customer.io."""
-
 DIGEST_BYTES = 16
 SECONDS_PER_DAY = 86_400
 FUTURE = "more than five minutes in the future"
 _LAST_SECOND = 253_402_300_799  # of the year 9999
 _EXACT_IN_JAVASCRIPT = 2**53
-_SAMPLE = 20
-_FLAGS = ({"true", "false"}, {"0", "1"}, {"y", "n"}, {"yes", "no"})
-_DATE = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d+)?)?)?(Z|[+-]\d\d:?\d\d)?")
-_PERSON = "person."
+_REMOVALS = {"delete": "delete", "suppress": "suppress", "restore": "unsuppress"}
+PERSON = "person."
+"""What the name of a column begins with that, beside an event, sets an attribute."""
+
+# the pattern of HTML's <input type=email> (WHATWG), with letters of all languages, and a domain of two parts at least
+_EMAIL = re.compile(r"[\w.!#$%&'*+/=?^`{|}~-]+@([^\W_]([\w-]{0,61}[^\W_])?\.)+[^\W_]([\w-]{0,61}[^\W_])?")
 _RESERVED_ATTRIBUTES = frozenset({"id", "cio_id", "anonymous_id"})
 _HEADERS = frozenset({"recipient", "from_address", "reply_to"})
 _OWN_PROPERTIES = frozenset({"late_minutes", "backfill"})
@@ -57,15 +57,20 @@ Bad = dict[int, tuple[str | None, str]]
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """What one row becomes: an identify, or an event with the identify that must stand right before it, as JSON.
+    """What one row becomes, as JSON: an event with the identify that must stand right before it, else one operation.
 
-    `row` is its number in the page. `digest` (16 bytes) names an event in the ledger, `time` is its unix seconds.
+    `row` is its number in the page, `person` the id of whom it is about. `digest` (16 bytes) names an event, a merge or
+    a removal in the ledger, `time` is its unix seconds. `action` is a removal's, `secondary` a merge's: "id" or
+    "email", and who.
     """
 
     row: int
+    person: str
     payloads: tuple[bytes, ...]
     digest: bytes = b""
     time: int = 0
+    action: str = ""
+    secondary: tuple[str, str] | None = None
 
     @property
     def day(self) -> int:
@@ -75,11 +80,17 @@ class Operation:
 
 @dataclass(frozen=True, slots=True)
 class Mapped:
-    """A page's outcome: each row is an operation, or bad, or has vanished from its view since its change was noted."""
+    """A page's outcome: each row is an operation, or bad, or one of those that are only counted.
+
+    `vanished`: no longer in its view since its change was noted; `merged`: the profile of a person who is another now.
+    `invalid_emails` were left out of rows that go otherwise.
+    """
 
     operations: list[Operation]
     bad: Bad
-    vanished: int
+    vanished: int = 0
+    merged: int = 0
+    invalid_emails: int = 0
 
 
 def digest(text: str) -> bytes:
@@ -108,13 +119,18 @@ class Mapper:
         self._wall_clock = None if settings.sql_time_zone == "UTC" else _WallClock(ZoneInfo(settings.sql_time_zone))
         # a row starts with cursor and key
         self._columns = {field.name.lower(): (index, field) for index, field in enumerate(view.fields, start=2)}
+        self._nested = settings.json_columns
+        self._cleared = settings.clear_when_null
+        self._owns_consent = settings.sql_owns_consent
+        if view.sync.kind not in (Kind.PROFILE, Kind.EVENT):
+            return  # these views have no columns but the contract's own
         event = view.sync.kind is Kind.EVENT
         own = {"customer_id", "event_name", "event_time"} if event else {"customer_id"}
         rest = [(index, field) for name, (index, field) in self._columns.items() if name not in own | withheld]
-        person = [(i, f) for i, f in rest if event and f.name.lower().startswith(_PERSON)]
+        person = [(i, f) for i, f in rest if event and f.name.lower().startswith(PERSON)]
         values = [(i, f) for i, f in rest if (i, f) not in person]
         self._values = tuple((index, field, field.name) for index, field in values)
-        self._person = tuple((index, field, field.name[len(_PERSON) :]) for index, field in person)
+        self._person = tuple((index, field, field.name[len(PERSON) :]) for index, field in person)
         for _, field, name in self._person if event else self._values:
             lower = name.lower()
             if not name or lower in _RESERVED_ATTRIBUTES or lower.startswith(("_", "cio_")) or "." in name:
@@ -134,37 +150,41 @@ class Mapper:
     def _refuse(self, field: Field, why: str) -> None:
         raise ViewFault(f"Column {field.name} of {self._view.name} cannot be sent: {why}. Rename it in the view.")
 
-    def disguised(self, page: Page) -> dict[str, str]:
-        """The text columns that hold nothing but flags or dates, and which of the two: {column: what}.
-
-        A text never matches a true/false or a date condition at Customer.io, so such a column is the view's to convert.
-        A page with fewer than 20 values says nothing.
-        """
-        found = {}
-        for index, field, _ in (*self._values, *self._person):
-            if field.form is not Form.TEXT or field.name.lower() == "event_id":
-                continue
-            values = {row[index] for row in page.rows if row[index] is not None}
-            if sum(row[index] is not None for row in page.rows) < _SAMPLE:
-                continue
-            if any({str(value).strip().lower() for value in values} == flags for flags in _FLAGS):
-                found[field.name] = "flags"
-            elif values and all(_DATE.fullmatch(str(value).strip()) for value in values):
-                found[field.name] = "dates"
-        return found
-
-    def map(self, page: Page, backfill_before: int | None = None) -> Mapped:
+    def map(
+        self,
+        page: Page,
+        backfill_before: int | None = None,
+        primaries: Callable[[Collection[str]], Mapping[str, str]] = lambda people: {},
+    ) -> Mapped:
         """Turn the rows of a page into operations, in their order.
 
         Events before `backfill_before` (unix seconds) are marked `backfill: true`, so that triggers can leave them out.
+        `primaries` says of people who was merged, and into whom.
         """
         columns = list(zip(*page.rows, strict=True))
-        bad: Bad = {}
-        if self._view.sync.kind is Kind.EVENT:
-            return Mapped(self._events(columns, page, backfill_before or 0, bad), bad, 0)
-        return self._profiles(columns, page.read_at, bad)
+        match self._view.sync.kind:
+            case Kind.PROFILE:
+                return self._profiles(columns, page.read_at, primaries)
+            case Kind.EVENT:
+                return self._events(columns, page, backfill_before or 0, primaries)
+            case Kind.MERGE:
+                return self._merges(columns, page.fetched_at, primaries)
+            case Kind.REMOVAL:
+                return self._removals(columns, page.fetched_at)
 
-    def _profiles(self, columns: Sequence[Values], read_at: int, bad: Bad) -> Mapped:
+    def person_of(self, row: Sequence[object]) -> str:
+        """Whom a row is about; "" where that is NULL."""
+        name = "primary_customer_id" if self._view.sync.kind is Kind.MERGE else "customer_id"
+        value = row[self._columns[name][0]]
+        return "" if value is None else str(value)
+
+    def _profiles(
+        self,
+        columns: Sequence[Values],
+        read_at: int,
+        primaries: Callable[[Collection[str]], Mapping[str, str]],
+    ) -> Mapped:
+        bad: Bad = {}
         changed, ids = columns[1], columns[self._columns["customer_id"][0]]
         # a change whose person is no longer in the view; the walk by key has no such rows
         vanished = {row for row, value in enumerate(ids) if value is None and changed[row] is not None}
@@ -174,41 +194,56 @@ class Mapper:
             for row, value in enumerate(ids):
                 if counts[value] > 1 and row not in vanished:
                     bad.setdefault(row, ("customer_id", "the view holds this customer_id more than once"))
+        # the profile of who was merged would overwrite the primary's, or bring back somebody who is no more
+        others = primaries(ids)
+        merged = 0
         names = [name for *_, name in self._values]
+        values, invalid_emails = self._checked(self._values, columns, bad, of_person=True)
         operations = []
-        for row, values in enumerate(_rows(self._checked(self._values, columns, bad), len(ids))):
+        for row, row_values in enumerate(_rows(values, len(ids))):
             if row in bad or row in vanished:
                 continue
-            if payloads := _encode(row, [_identify(ids[row], read_at, _present(names, values))], bad):
-                operations.append(Operation(row, payloads))
-        return Mapped(operations, bad, len(vanished))
+            if ids[row] in others:
+                merged += 1
+                continue
+            state = _identify(ids[row], read_at, _present(names, row_values, self._cleared))
+            if payloads := _encode(row, [state], bad):
+                operations.append(Operation(row, ids[row], payloads))
+        return Mapped(operations, bad, len(vanished), merged, invalid_emails)
 
-    def _events(self, columns: Sequence[Values], page: Page, backfill_before: int, bad: Bad) -> list[Operation]:
-        def column(name: str) -> Values:
-            return columns[self._columns[name][0]]
-
-        ids = self._texts("customer_id", column("customer_id"), ID_BYTES, bad)
-        event_ids = self._texts("event_id", column("event_id"), VALUE_BYTES, bad)
-        event_names = self._texts("event_name", column("event_name"), EVENT_NAME_BYTES, bad)
+    def _events(
+        self,
+        columns: Sequence[Values],
+        page: Page,
+        backfill_before: int,
+        primaries: Callable[[Collection[str]], Mapping[str, str]],
+    ) -> Mapped:
+        bad: Bad = {}
+        ids = self._texts("customer_id", self._column(columns, "customer_id"), ID_BYTES, bad)
+        event_ids = self._texts("event_id", self._column(columns, "event_id"), VALUE_BYTES, bad)
+        event_names = self._texts("event_name", self._column(columns, "event_name"), EVENT_NAME_BYTES, bad)
         now = page.fetched_at
-        times = self._times(column("event_time"), now, bad)
+        times = self._times("event_time", columns, now, bad)
+        others = primaries(ids)
         names = [name for *_, name in self._values]
         person_names = [name for *_, name in self._person]
-        rows = _rows(self._checked(self._values, columns, bad), len(ids))
-        person = _rows(self._checked(self._person, columns, bad), len(ids))
+        values, _ = self._checked(self._values, columns, bad)
+        person_values, invalid_emails = self._checked(self._person, columns, bad, of_person=True)
+        person = _rows(person_values, len(ids))
         young = now - CAN_TRIGGER_SECONDS
         operations = []
-        for row, values in enumerate(rows):
+        for row, row_values in enumerate(_rows(values, len(ids))):
             if row in bad:
                 continue
             ledger_id = event_digest(self._view.sync.name, event_ids[row])
-            properties = _present(names, values)
+            properties = _present(names, row_values)
             properties["late_minutes"] = max(0, now - times[row]) // 60
             if times[row] < backfill_before:
                 properties["backfill"] = True
+            whose = others.get(ids[row], ids[row])
             event: dict[str, Any] = {
                 "type": "person",
-                "identifiers": {"id": ids[row]},
+                "identifiers": {"id": whose},
                 "action": "event",
                 "name": event_names[row],
                 "id": event_ulid(ledger_id, times[row]),
@@ -216,12 +251,80 @@ class Mapper:
                 "attributes": properties,
             }
             parts = [event]
-            # beside an event of the past, the person's state of now has no place
-            if person_names and times[row] >= young and (state := _present(person_names, person[row])):
-                parts = [_identify(ids[row], page.read_at, state), event]
+            # Beside an event of the past, the person's state of now has no place; nor has that of who was merged.
+            now_counts = person_names and times[row] >= young and whose == ids[row]
+            if now_counts and (state := _present(person_names, person[row], self._cleared)):
+                parts = [_identify(whose, page.read_at, state), event]
             if payloads := _encode(row, parts, bad):
-                operations.append(Operation(row, payloads, ledger_id, times[row]))
-        return operations
+                operations.append(Operation(row, whose, payloads, ledger_id, times[row]))
+        return Mapped(operations, bad, invalid_emails=invalid_emails)
+
+    def _merges(
+        self, columns: Sequence[Values], now: int, primaries: Callable[[Collection[str]], Mapping[str, str]]
+    ) -> Mapped:
+        """Each merge goes to who its primary is by now, so that merges of one page need no order among them."""
+        bad: Bad = {}
+        merge_ids = self._texts("merge_id", self._column(columns, "merge_id"), VALUE_BYTES, bad)
+        wanted = self._texts("primary_customer_id", self._column(columns, "primary_customer_id"), ID_BYTES, bad)
+        nobody = set(range(len(merge_ids)))
+        secondaries = self._texts(
+            "secondary_customer_id", self._column(columns, "secondary_customer_id"), ID_BYTES, bad, nobody
+        )
+        emails = ["" if value is None else str(value).strip() for value in self._column(columns, "secondary_email")]
+        times = self._times("merged_at", columns, now, bad)
+        into = dict(primaries({*wanted, *secondaries}))
+
+        def end_of(person: str) -> str:
+            while person in into:
+                person = into[person]
+            return person
+
+        for row, (primary, secondary, email) in enumerate(zip(wanted, secondaries, emails, strict=True)):
+            if row in bad:
+                continue
+            if not secondary.strip():
+                if not _is_address(email):
+                    bad[row] = ("secondary_customer_id", "neither it nor a valid secondary_email is there")
+            elif secondary == end_of(primary):
+                bad[row] = ("secondary_customer_id", "primary and secondary are one person by now")
+            elif (earlier := end_of(secondary)) == secondary:
+                into[secondary] = end_of(primary)
+            elif earlier != end_of(primary):
+                bad[row] = ("secondary_customer_id", "was merged into another person before")
+        operations = []
+        for row, ledger_id in enumerate(event_digest(self._view.sync.name, merge_id) for merge_id in merge_ids):
+            if row in bad:
+                continue
+            kind, who = ("id", secondaries[row]) if secondaries[row].strip() else ("email", emails[row])
+            primary = end_of(wanted[row])
+            operation = {"type": "person", "action": "merge", "primary": {"id": primary}, "secondary": {kind: who}}
+            if payloads := _encode(row, [operation], bad):
+                operations.append(Operation(row, primary, payloads, ledger_id, times[row], secondary=(kind, who)))
+        return Mapped(operations, bad)
+
+    def _removals(self, columns: Sequence[Values], now: int) -> Mapped:
+        """A removal is of the id that it names: who was merged into another person stays merged."""
+        bad: Bad = {}
+        removal_ids = self._texts("removal_id", self._column(columns, "removal_id"), VALUE_BYTES, bad)
+        people = self._texts("customer_id", self._column(columns, "customer_id"), ID_BYTES, bad)
+        times = self._times("removed_at", columns, now, bad)
+        operations = []
+        for row, action in enumerate(self._column(columns, "action")):
+            if action not in _REMOVALS:
+                bad.setdefault(row, ("action", "neither delete nor suppress nor restore"))
+            if row in bad:
+                continue
+            operation = {"type": "person", "identifiers": {"id": people[row]}, "action": _REMOVALS[action]}
+            if payloads := _encode(row, [operation], bad):
+                ledger_id = event_digest(self._view.sync.name, removal_ids[row])
+                operations.append(Operation(row, people[row], payloads, ledger_id, times[row], action=action))
+        return Mapped(operations, bad)
+
+    def _column(self, columns: Sequence[Values], name: str) -> Values:
+        """A column by its name; one of NULLs where the view may leave it out and does."""
+        if name in self._columns:
+            return columns[self._columns[name][0]]
+        return [None] * len(columns[0])
 
     # Each of these looks at one column of a page; what breaks a rule goes into `bad`, and None stands in its place.
 
@@ -235,17 +338,17 @@ class Mapper:
                 bad.setdefault(row, (name, f"longer than {limit} bytes"))
         return texts
 
-    def _times(self, values: Values, now: int, bad: Bad) -> list[int]:
-        """Event times in unix seconds."""
-        _, field = self._columns["event_time"]
-        times = self._unix_seconds(field, values)
+    def _times(self, name: str, columns: Sequence[Values], now: int, bad: Bad) -> list[int]:
+        """When it happened, in unix seconds."""
+        index, field = self._columns[name]
+        times = self._unix_seconds(field, columns[index])
         for row, value in enumerate(times):
             if value is None:
-                bad.setdefault(row, ("event_time", "NULL"))
+                bad.setdefault(row, (name, "NULL"))
             elif not 0 <= value <= _LAST_SECOND:
-                bad.setdefault(row, ("event_time", "before the year 1970 or after 9999"))
+                bad.setdefault(row, (name, "before the year 1970 or after 9999"))
             elif value > now + _FUTURE_SECONDS:
-                bad.setdefault(row, ("event_time", FUTURE))
+                bad.setdefault(row, (name, FUTURE))
         return list(times)
 
     def _unix_seconds(self, field: Field, values: Values) -> Values:
@@ -253,9 +356,17 @@ class Mapper:
             return [None if value is None else self._wall_clock.unix_seconds(value) for value in values]
         return values
 
-    def _checked(self, fields: Sequence[tuple[int, Field, str]], columns: Sequence[Values], bad: Bad) -> list[Values]:
-        """The columns of attributes or properties, each value ready to be sent."""
+    def _checked(
+        self,
+        fields: Sequence[tuple[int, Field, str]],
+        columns: Sequence[Values],
+        bad: Bad,
+        *,
+        of_person: bool = False,
+    ) -> tuple[list[Values], int]:
+        """The columns of attributes or properties, ready to be sent, and how many invalid emails were left out."""
         checked = []
+        invalid_emails = 0
         for index, field, name in fields:
             values = columns[index]
             if len(name.encode()) > NAME_BYTES:
@@ -263,9 +374,14 @@ class Mapper:
                     if value is not None:
                         bad.setdefault(row, (field.name, f"the column's name is longer than {NAME_BYTES} bytes"))
             match field.form:
+                case Form.TEXT if name in self._nested:
+                    values = self._nested_values(field, values, bad)
                 case Form.TEXT:
-                    if name == "email":  # Customer.io refuses a blank one
+                    if of_person and name == "email":  # Customer.io refuses a blank one
                         values = [None if value is None else value.strip() or None for value in values]
+                        valid = [value if value is None or _is_address(value) else None for value in values]
+                        invalid_emails += valid.count(None) - values.count(None)
+                        values = valid
                     for row, value in enumerate(values):
                         if value is not None and value[:1] in ("{", "[") and _is_json(value):
                             bad.setdefault(row, (field.name, "JSON: nested values are refused"))
@@ -286,13 +402,30 @@ class Mapper:
                     values = [None if value is None else round(value, field.scale) for value in values]
                 case Form.SINGLE:  # real has seven digits
                     values = [None if value is None else float(f"{value:.7g}") for value in values]
-                case Form.FLAG if name == "unsubscribed":
+                case Form.FLAG if name == "unsubscribed" and not self._owns_consent:
                     # only true is ever sent: consent withdrawn at Customer.io must not be given back by SQL Server
                     values = [value or None for value in values]
                 case _:
                     values = self._unix_seconds(field, values)
             checked.append(values)
-        return checked
+        return checked, invalid_emails
+
+    def _nested_values(self, field: Field, values: Values, bad: Bad) -> Values:
+        """The values of a column that may hold JSON. An event's may be as long as the operation's limit lets them."""
+        parsed: list[Any] = []
+        for row, value in enumerate(values):
+            try:
+                parsed.append(None if value is None else orjson.loads(value))
+            except (orjson.JSONDecodeError, UnicodeEncodeError):
+                bad.setdefault(row, (field.name, "not JSON, though JSON_COLUMNS names the column"))
+                parsed.append(None)
+            if value is not None and self._view.sync.kind is Kind.PROFILE and len(value.encode()) > VALUE_BYTES:
+                bad.setdefault(row, (field.name, f"longer than {VALUE_BYTES} bytes"))
+        return parsed
+
+
+def _is_address(text: str) -> bool:
+    return _EMAIL.fullmatch(text) is not None and len(text.encode()) <= ID_BYTES
 
 
 def _is_json(text: str) -> bool:
@@ -306,11 +439,11 @@ def _rows(columns: Sequence[Values], count: int) -> list[tuple[Any, ...]]:
     return list(zip(*columns, strict=True)) if columns else [()] * count
 
 
-def _present(names: list[str], values: tuple[Any, ...]) -> dict[str, Any]:
-    """The attributes that have a value: NULL leaves an attribute at Customer.io alone."""
+def _present(names: list[str], values: tuple[Any, ...], cleared: Set[str] = frozenset()) -> dict[str, Any]:
+    """The attributes that have a value: NULL leaves an attribute at Customer.io alone, unless it is to be cleared."""
     attributes = dict(zip(names, values, strict=True))
     if None in values:
-        return {name: value for name, value in attributes.items() if value is not None}
+        return {name: value for name, value in attributes.items() if value is not None or name in cleared}
     return attributes
 
 

@@ -1,77 +1,43 @@
 """A pass: one run of a sync from its mark, and the order in which it makes things durable.
 
-    lease and mark -> pages -> operations -> unsent only -> batches -> ledger -> dead letters -> mark
+    lease and mark -> pages -> delivery -> mark
 
 Reading, mapping and sending overlap: while a page is on its way, the next is mapped and the one after it is read.
 Pages are accounted for whole and in their order. Of a page with operations of unknown fate, what was accepted is
 ledgered, and the mark stays before it: the next pass sends the rest again, under the same ULIDs.
 """
 
-import json
 import logging
 import time
-import traceback
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, nullcontext, suppress
+from contextlib import ExitStack, closing, suppress
 from contextvars import copy_context
-from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
-from itertools import compress
-from pathlib import Path
+from dataclasses import dataclass, replace
+from datetime import datetime
 
-from ulid import ULID
-
-from shared.customerio import CustomerIo, Rejection, Sending
-from shared.errors import Busy, NotLive, StateFault, StopRun, TidemarkError, TryLater, ViewFault
-from shared.flood import Flood, Reason, name_of
+from shared import drift, identity, readback, surge
+from shared.customerio import CustomerIo
+from shared.delivery import Delivery, Sent
+from shared.errors import Busy, NotLive, StateFault, TidemarkError, TryLater, ViewFault
+from shared.flood import Flood
 from shared.gate import Gate
-from shared.ledger import Entry, Ledger, SortedIds
-from shared.mapping import DIGEST_BYTES, FUTURE, Bad, Mapper, Operation, digest
+from shared.ledger import SortedIds
+from shared.mapping import DIGEST_BYTES, Mapper, digest
+from shared.run import Run, recorded
 from shared.settings import Settings, load
-from shared.source import Form, Page, Position, Source, View, position_of, quote
-from shared.state import Claim, Identity, Mark, State
-from shared.syncs import CATALOGUE, Kind, Sync
+from shared.source import Page, Position, Source, Survey, View
+from shared.state import Claim, Identity, Mark, Seen, State
+from shared.syncs import CATALOGUE, Kind, Sync, find
 
 log = logging.getLogger("tidemark")
 
 _MOST_RECENT = 100_000
 """Rows younger than the lookback that a mark remembers, 16 bytes each."""
 
-_HIGHEST = "0x" + "F" * 16
-"""A bound above every row version."""
-
-
-@dataclass(slots=True)
-class Run:
-    """What a run did; its record in the blobs holds these fields.
-
-    `outcome` is ok, budget (time was up, the next pass goes on), waiting (for another sync), busy, not_live or failed.
-    `rows` were read in `pages`, and `operations` sent in `requests`, which counts the tries too; `accepted` and
-    `rejected` are the operations' known fates. `already_sent` events were in the ledger, `held` ones are counted by the
-    gate's reason, `recognised` rows were accounted for by an earlier pass, `dead_letters` counts rows and operations
-    set aside, `vanished` changes of people who are no longer in the view. `seconds` is wall time.
-    """
-
-    run: str
-    sync: str
-    started: str
-    outcome: str = "ok"
-    finished: str = ""
-    seconds: float = 0.0
-    pages: int = 0
-    rows: int = 0
-    operations: int = 0
-    accepted: int = 0
-    rejected: int = 0
-    already_sent: int = 0
-    held: dict[str, int] = field(default_factory=dict)
-    recognised: int = 0
-    dead_letters: int = 0
-    vanished: int = 0
-    requests: int = 0
-    message: str = ""
+_BEHIND_MINUTES = 30
+"""A sync that was not read to its end for so long holds up those that go after it, and they say so."""
 
 
 def run(sync: Sync, settings: Settings | None = None) -> Run:
@@ -81,7 +47,7 @@ def run(sync: Sync, settings: Settings | None = None) -> Run:
     may succeed; both are also in the run's record, once the sync has a mark.
     """
     started = time.monotonic()
-    result = Run(run=str(ULID()), sync=sync.name, started=datetime.now(UTC).isoformat(timespec="milliseconds"))
+    result = Run.begin(sync)
     settings = settings or load()
     with ExitStack() as resources:
         state = State(settings)
@@ -94,25 +60,8 @@ def run(sync: Sync, settings: Settings | None = None) -> Run:
             result.message = str(reason)
             log.info("%s", reason)
             return result
-        try:
+        with recorded(result, sync, state):
             _Pass(result, sync, settings, state, source, claim, started + settings.time_budget_seconds).run()
-        except TidemarkError as error:
-            result.outcome, result.message = "failed", str(error)
-            raise
-        except BaseException as error:
-            # its own text may quote a row
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            where = f"{Path(place.filename).name}:{place.lineno}"
-            result.outcome, result.message = "failed", f"Unexpected {type(error).__name__} at {where}. Report it."
-            if isinstance(error, Exception):
-                raise StopRun(result.message) from None
-            raise
-        finally:
-            result.finished = datetime.now(UTC).isoformat(timespec="milliseconds")
-            result.seconds = round(time.monotonic() - started, 3)
-            log.log(logging.INFO if result.outcome != "failed" else logging.ERROR, "run %s", json.dumps(asdict(result)))
-            with suppress(TryLater) if result.outcome == "failed" else nullcontext():
-                state.record_run(sync, result.run, asdict(result))
     return result
 
 
@@ -123,6 +72,24 @@ def release(sync: Sync, reason: str, settings: Settings | None = None) -> None:
     """
     with closing(State(settings or load())) as state, state.claim(sync) as claim:
         claim.save(replace(claim.mark, released=[*claim.mark.released, reason]))
+
+
+def accept(sync: Sync, column: str, settings: Settings | None = None) -> str | None:
+    """Take a column's type of now for the one that is meant; returns it, None where the column is gone.
+
+    Raises LookupError where there is nothing to accept, Busy while a pass is at work, NotLive, and StopRun or TryLater
+    as `run` does.
+    """
+    settings = settings or load()
+    with closing(State(settings)) as state, Source(settings) as source, state.claim(sync) as claim:
+        view = View(sync, source.survey(sync), settings)
+        accepted = drift.accept(state, view, settings, column)
+        position = claim.mark.position
+        if column.lower() == sync.key and position is not None:
+            # keys of another type have another order, so what shares the cursor, or was walked, is read again
+            again = None if position.cursor is None else Position(position.cursor, None)
+            claim.save(replace(claim.mark, position=again))
+        return accepted
 
 
 def _claim(sync: Sync, settings: Settings, state: State, source: Source) -> Claim:
@@ -140,9 +107,23 @@ def _claim(sync: Sync, settings: Settings, state: State, source: Source) -> Clai
     state.remember(identity)
     walking = view.horizon(survey, settings.lookback_seconds) if sync.kind is Kind.PROFILE else None
     state.begin(
-        sync, Mark(identity, view.strategy, walking=walking, began=int(time.time()), account=_account_digest(settings))
+        sync,
+        Mark(
+            identity,
+            view.strategy,
+            walking=walking,
+            began=int(time.time()),
+            account=_account_digest(settings),
+            seen=_seen(sync, survey),
+        ),
     )
     return state.claim(sync)
+
+
+def _seen(sync: Sync, survey: Survey) -> Seen | None:
+    """The moment of a survey, where another sync goes by it; it costs an idle pass a write."""
+    awaited = any(other.after == sync.name for other in CATALOGUE)
+    return Seen(survey.bound, survey.now.isoformat()) if awaited else None
 
 
 def _account_digest(settings: Settings) -> str:
@@ -150,23 +131,15 @@ def _account_digest(settings: Settings) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _Sent:
-    """A page whose operations are on their way.
+class _OnItsWay:
+    """A page that is being sent.
 
     `recent` are the digests of its rows beyond the horizon, `settled` those that a mark beyond the page need not know.
     """
 
-    page: Page
-    bad: Bad
-    operations: list[Operation]
-    sending: Sending | None
+    sent: Sent
     recent: list[bytes]
     settled: list[bytes]
-
-    @property
-    def batches(self) -> int:
-        """A page of which nothing is sent counts as one too: memory holds few pages."""
-        return self.sending.batches if self.sending else 1
 
 
 class _Pass:
@@ -180,68 +153,83 @@ class _Pass:
         self._source = source
         self._claim = claim
         self._deadline = deadline
-        self._client: CustomerIo | None = None
-        self._ledger: Ledger | None = None
+        mark = claim.mark
+        self._survey = source.survey(sync)
+        self._state.check(
+            mark.identity, replace(mark.identity, server=self._survey.server, database=self._survey.database)
+        )
+        self._view = View(sync, self._survey, settings)
+        if self._view.strategy != mark.strategy:
+            raise StateFault(
+                f"The mark of {sync.name} was made by {mark.strategy}, but the cursor of {self._view.name} is now"
+                f" {self._view.strategy}. Put the column {mark.strategy} back, or set STATE_CONTAINER to a new"
+                " container to start afresh."
+            )
+        self._bound = self._view.horizon(self._survey, settings.lookback_seconds)
+        # by updated_at, rows beyond the horizon are read too, and remembered
+        self._until = self._bound if self._view.by_row_version else None
+        self._horizon = mark.walking or self._bound
         # By updated_at, the digests of rows beyond the mark that are accounted for: all of them, and those that this
         # pass has met beyond the horizon. Only the latter are of use once the view was read to its end.
-        self._known = set(SortedIds(claim.mark.recent))
+        self._known = set(SortedIds(mark.recent))
         self._met: set[bytes] = set()
+        self._judged = False
+        self._started_at = mark.position
 
     def run(self) -> None:
-        mark = self._claim.mark
-        survey = self._source.survey(self._sync)
-        self._state.check(mark.identity, Identity(mark.identity.workspace, survey.server, survey.database))
-        view = View(self._sync, survey, self._settings)
-        if view.strategy != mark.strategy:
-            raise StateFault(
-                f"The mark of {self._sync.name} was made by {mark.strategy}, but the cursor of {view.name} is now"
-                f" {view.strategy}. Put the column {mark.strategy} back, or set STATE_CONTAINER to a new container to"
-                " start afresh."
-            )
-        self._view = view
-        # a column that the view now converts is sent again
-        texts = {field.name for field in view.fields if field.form is Form.TEXT}
-        self._withhold({name: what for name, what in mark.withheld.items() if name in texts})
-        self._sampled = mark.began is None  # what was once sent as text stays text
-        self._gate = Gate(mark.start, self._sync.max_age)
-        self._flood = Flood(mark.released)
-        bound = view.horizon(survey, self._settings.lookback_seconds)
-        self._horizon = mark.walking or bound
-        if self._sync.after and self._unread(self._sync.after):
-            self._result.outcome = "waiting"
-            self._result.message = f"{self._sync.name} waits until {self._sync.after} has sent what is new."
+        result, mark, view = self._result, self._claim.mark, self._view
+        start = self._start()
+        if self._sync.after and not self._follow(self._sync.after):
+            result.outcome = "waiting"
+            result.message = f"{self._sync.name} waits until {self._sync.after} has sent everything once."
             return
-        start = mark.position
-        if start and start.cursor and start.cursor > bound:
+        delivery = Delivery(
+            result,
+            view,
+            self._settings,
+            self._state,
+            mark,
+            Gate(mark.start, self._sync.max_age),
+            Flood(mark.released),
+            mark.began,
+        )
+        with delivery:
+            if mark.account != _account_digest(self._settings):
+                delivery.client()
+            self._read_back()
+            pages = self._source.pages(view, "walk" if mark.walking else "changed", start, self._until)
+            complete = self._deliver(
+                delivery, identity.nobody_twice(pages, view) if self._sync.kind is Kind.REMOVAL else pages
+            )
+            if complete:
+                delivery.drift.settle()
+                self._finish()
+            delivery.fold()
+            self._say(delivery.drift, count=complete and mark.began is not None)
+
+    def _start(self) -> Position | None:
+        """Where to start reading."""
+        mark, view = self._claim.mark, self._view
+        start = mark.behind if self._sync.kind is Kind.REMOVAL else mark.position
+        if start and start.cursor and start.cursor > self._bound:
             if view.by_row_version:
                 raise StateFault(
-                    f"The row versions of database {survey.database} went back behind the mark of {self._sync.name}:"
-                    " was a backup restored? Changes would be missed. Restore the state of that time, or set"
-                    " STATE_CONTAINER to a new container to start afresh."
+                    f"The row versions of database {self._survey.database} went back behind the mark of"
+                    f" {self._sync.name}: was a backup restored? Changes would be missed. Restore the state of that"
+                    " time, or set STATE_CONTAINER to a new container to start afresh."
                 )
             # the server's clock went back, and rows may have come in behind the mark
-            start = Position(bound, None)
-        if start and start.cursor and (earlier := view.before_clock_change(start.cursor, survey)):
+            start = Position(self._bound, None)
+        if start and start.cursor and (earlier := view.before_clock_change(start.cursor, self._survey)):
             start = Position(earlier, None)
-        pages = self._source.pages(view, "walk" if mark.walking else "changed", start, bound)
-        try:
-            if mark.account != _account_digest(self._settings):
-                self._open_client()
-            complete = self._deliver(pages)
-            if complete:
-                self._finish()
-            if self._ledger is not None:
-                self._ledger.fold()
-            self._say(count=complete and mark.began is not None)
-        finally:
-            if self._client is not None:
-                self._client.close()
-                self._result.requests = self._client.requests
+        return start
 
-    def _deliver(self, pages: Iterator[Page]) -> bool:
+    def _deliver(self, delivery: Delivery, pages: Iterator[Page]) -> bool:
         """Send and account for page after page. False where time, or the room to remember rows, was up."""
-        on_their_way: deque[_Sent] = deque()
-        in_flight = self._settings.customerio_batches_in_flight
+        on_their_way: deque[_OnItsWay] = deque()
+        # the order of merges and removals counts, so each page has arrived before the next is sent
+        in_order = self._sync.kind in (Kind.MERGE, Kind.REMOVAL)
+        in_flight = 0 if in_order else self._settings.customerio_batches_in_flight
         complete = True
         failure: TidemarkError | None = None
         try:
@@ -251,19 +239,21 @@ class _Pass:
                     try:
                         if (page := next(read_ahead, None)) is None:
                             break
-                        on_their_way.append(self._send(page))
+                        on_their_way.append(self._send(delivery, page))
                     except TidemarkError as error:
                         # what is on its way is accounted for all the same
                         failure = error
                         break
-                    while len(on_their_way) > 1 and sum(sent.batches for sent in on_their_way) >= in_flight:
-                        self._account(on_their_way.popleft())
+                    while len(on_their_way) > min(1, in_flight) and (
+                        sum(one.sent.batches for one in on_their_way) >= in_flight
+                    ):
+                        self._account(delivery, on_their_way.popleft())
                     complete = self._may_go_on()
             while on_their_way:
-                self._account(on_their_way.popleft())
+                self._account(delivery, on_their_way.popleft())
         finally:
-            for sent in on_their_way:
-                self._note_accepted(sent)
+            for one in on_their_way:
+                delivery.note_accepted(one.sent)
         if failure is not None:
             raise failure
         return complete
@@ -281,62 +271,81 @@ class _Pass:
             return False
         return True
 
-    def _note_accepted(self, sent: _Sent) -> None:
-        """Of a page that cannot be accounted for, the ledger learns what was accepted: it may be ahead of the mark."""
-        if self._ledger is not None and sent.sending is not None:
-            fates = zip(sent.operations, sent.sending.wait(), strict=True)
-            with suppress(TryLater):
-                self._ledger.record([(one.day, one.digest) for one, parts in fates if parts[-1] is None])
-
-    def _send(self, page: Page) -> _Sent:
-        result = self._result
-        result.pages += 1
-        result.rows += len(page.rows)
-        if not self._sampled:
-            self._sampled = True
-            if found := self._mapper.disguised(page):
-                self._withhold({**self._withheld, **found})
+    def _send(self, delivery: Delivery, page: Page) -> _OnItsWay:
+        self._result.pages += 1
+        self._result.rows += len(page.rows)
         self._claim.check()
         page, recent, settled = self._without_known(page)
-        mapped = self._mapper.map(page, self._claim.mark.began) if page.rows else None
-        if mapped is None:
-            return _Sent(page, {}, [], None, recent, settled)
-        result.vanished += mapped.vanished
-        self._refuse_flood(len(page.rows), mapped.bad.values())
-        operations = mapped.operations
-        if operations and self._sync.kind is Kind.EVENT:
-            if self._ledger is None:
-                mark = self._claim.mark
-                self._ledger = Ledger(self._state.container, self._sync, result.run, mark.ledgered)
-            unsent = self._ledger.unsent([(operation.day, operation.digest) for operation in operations])
-            result.already_sent += unsent.count(False)
-            operations = [one for one in compress(operations, unsent) if self._may_go(one, page.fetched_at)]
-        sending = None
-        if operations:
-            sending = self._open_client().send([operation.payloads for operation in operations])
-            result.operations += sum(len(operation.payloads) for operation in operations)
-        return _Sent(page, mapped.bad, operations, sending, recent, settled)
+        if self._sync.kind is Kind.PROFILE:
+            self._refuse_surge(page)
+        return _OnItsWay(delivery.send(page), recent, settled)
 
-    def _may_go(self, event: Operation, now: int) -> bool:
-        if (reason := self._gate.holds(event.time, now)) is None:
-            return True
-        self._result.held[reason] = self._result.held.get(reason, 0) + 1
-        if self._ledger is not None:
-            self._ledger.release([(event.day, event.digest)])
-        return False
+    def _account(self, delivery: Delivery, one: _OnItsWay) -> None:
+        ledgered = delivery.account(one.sent)
+        self._advance(one, ledgered, delivery.knows_people)
 
-    def _withhold(self, columns: dict[str, str]) -> None:
-        self._withheld = columns
-        self._mapper = Mapper(self._view, self._settings, {name.lower() for name in columns})
+    def _refuse_surge(self, page: Page) -> None:
+        """Raise ViewFault before a pass touches too many people, or empties an attribute for too many."""
+        mark, settings = self._claim.mark, self._settings
+        if mark.began is not None:
+            return
+        if not self._judged and len(page.rows) >= min(surge.LEAST, settings.page_size):
+            self._judged = True
+            if surge.MASS_CHANGE not in mark.released:
+                changed = self._source_count(self._view.count_changed(mark.position, self._until)) - len(self._known)
+                people = self._source_count(self._view.count_all())
+                if surge.is_mass(changed, people, settings.mass_change_percent):
+                    raise ViewFault(
+                        f"{changed:,} of the {people:,} people of {self._view.name} have changed, more than"
+                        f" {settings.mass_change_percent} % (MASS_CHANGE_PERCENT): an upstream reload? Nothing was"
+                        f" sent. {self._how_to_release(surge.MASS_CHANGE)}"
+                    )
+        rows = [row for row in page.rows if any(value is not None for value in row[2:])]  # not who has vanished
+        if len(rows) < surge.LEAST:
+            return
+        counts = self._count_empty(rows)
+        counts = {name: count for name, count in counts.items() if surge.EMPTIED + name not in mark.released}
+        name = surge.emptied(counts, len(rows), mark.first_empty, mark.first_rows, settings.emptied_percent)
+        if name is not None:
+            raise ViewFault(
+                f"{name} is NULL, zero or false in {counts[name]:,} of {len(rows):,} changed rows of"
+                f" {self._view.name}, by more than {settings.emptied_percent} points (EMPTIED_PERCENT) more often than"
+                f" in the first pass. These rows were not sent. Correct the view."
+                f" {self._how_to_release(surge.EMPTIED + name)}"
+            )
 
-    def _say(self, count: bool) -> None:
+    def _count_empty(self, rows: Sequence[Sequence[object]]) -> dict[str, int]:
+        return surge.count_empty([field.name for field in self._view.fields], rows)
+
+    def _source_count(self, statement: tuple[str, list[object]]) -> int:
+        # the pass's own connection streams the rows
+        with Source(self._settings) as source:
+            return source.count(statement)
+
+    def _how_to_release(self, reason: str) -> str:
+        call = f'POST /api/syncs/{self._sync.name}/release with {{"reason": "{reason}"}}'
+        return f"If it is meant, {call} lets this one pass."
+
+    def _read_back(self) -> None:
+        """Find the changes of an address that Customer.io did not take since the last time, if it can be asked."""
+        mark = self._claim.mark
+        if self._sync.kind is not Kind.PROFILE or mark.unchecked is None or not self._settings.customerio_app_api_key:
+            return
+        try:
+            self._result.findings += readback.failed_addresses(self._settings, mark.unchecked)
+        except TidemarkError as error:
+            self._result.message = str(error)  # to read back is worth a try, and no more
+            return
+        self._claim.save(replace(mark, unchecked=None))
+
+    def _say(self, drift: drift.Drift, count: bool) -> None:
         """Put into the run's message what a person should know of the view; `count`: also rows without cursor."""
         says = [self._result.message] if self._result.message else []
-        for column, what in self._withheld.items():
-            kind = "bit" if what == "flags" else "datetime2"
+        says += drift.notes()
+        if self._result.invalid_emails:
             says.append(
-                f"Column {column} of {self._view.name} is text but holds only {what}, which no condition on {what}"
-                f" would match: it is not sent. Convert it in the view: CAST({quote(column)} AS {kind})."
+                f"{self._result.invalid_emails} addresses of {self._view.name} are no valid email and were left out;"
+                " the rest of their rows was sent."
             )
         if count:
             # a large view must not be counted at every pass: the first one tells
@@ -354,7 +363,7 @@ class _Pass:
 
         By updated_at such rows are read again and again, until they are older than the lookback.
         """
-        if self._view.by_row_version:
+        if self._view.by_row_version or self._sync.kind is Kind.REMOVAL:  # of removals the ledger knows all
             return page, [], []
         rows, recent, settled = [], [], []
         for row in page.rows:
@@ -371,102 +380,57 @@ class _Pass:
             rows.append(row)
         return replace(page, rows=rows), recent, settled
 
-    def _open_client(self) -> CustomerIo:
-        if self._client is None:
-            self._client = CustomerIo(self._settings)
-            known = self._claim.mark.identity
-            self._state.check(known, replace(known, workspace=self._client.workspace()))
-        return self._client
-
-    def _account(self, sent: _Sent) -> None:
-        """Make a page's outcome durable: the ledger, then the dead letters, then the mark."""
-        result = self._result
-        dead = [self._dead_letter(sent.page, row, field, reason) for row, (field, reason) in sent.bad.items()]
-        accepted: list[Entry] = []
-        failed: list[Entry] = []
-        unknown = False
-        rejections: list[Reason] = []
-        for operation, fates in zip(sent.operations, sent.sending.wait() if sent.sending else [], strict=True):
-            for part, fate in enumerate(fates, 1):
-                if isinstance(fate, Rejection):
-                    result.rejected += 1
-                    reason = (fate.field, f"Customer.io: {fate.reason}")
-                    dead.append(self._dead_letter(sent.page, operation.row, *reason))
-                    if part == len(fates):  # an identify comes no second time when its event was accepted
-                        rejections.append(reason)
-                elif fate is None:
-                    result.accepted += 1
-                else:
-                    unknown = True
-            (accepted if fates[-1] is None else failed).append((operation.day, operation.digest))
-        if self._ledger is not None:
-            self._ledger.record(accepted)
-            self._ledger.release(failed)
-        if unknown and self._client is not None and self._client.failure is not None:
-            raise self._client.failure
-        self._refuse_flood(0, rejections)
-        if dead:
-            self._state.set_aside(self._sync, result.run, dead)
-            result.dead_letters += len(dead)
-        self._advance(sent, len(accepted) if self._ledger is not None else 0)
-
-    def _refuse_flood(self, rows: int, reasons: Iterable[Reason]) -> None:
-        reason = self._flood.add(rows, reasons)
-        if reason is not None:
-            zone = f" SQL_TIME_ZONE ({self._settings.sql_time_zone}) may not be theirs." if reason[1] == FUTURE else ""
-            raise ViewFault(
-                f"{self._view.name}: a fifth of the latest rows or more cannot be sent for one reason, which is"
-                f" {name_of(reason)}.{zone} Correct the view, or release the reason by"
-                f" POST /api/syncs/{self._sync.name}/release."
+    def _follow(self, name: str) -> bool:
+        """Go only as far as the sync of that name has sent everything. False where it never came to its end."""
+        mark = self._state.peek(find(name))
+        if mark is None or mark.seen is None or mark.began is not None:
+            return False
+        at = datetime.fromisoformat(mark.seen.at)
+        limit = mark.seen.bound if self._view.by_row_version else self._view.cursor_at(at)
+        self._until = min(self._until or limit, limit)
+        self._horizon = min(self._horizon, limit)
+        behind = round((self._survey.now - at).total_seconds() / 60)
+        if behind > _BEHIND_MINUTES:
+            self._result.outcome = "waiting"
+            self._result.message = (
+                f"{name} has not been read to its end for {behind} minutes; {self._sync.name} goes no further."
             )
+        return True
 
-    def _unread(self, name: str) -> bool:
-        """Whether the sync of that name has rows that are not accounted for."""
-        other = next(sync for sync in CATALOGUE if sync.name == name)
-        mark = self._state.peek(other)
-        if mark is None:
-            return True
-        known = set(SortedIds(mark.recent))
-        with Source(self._settings) as source:
-            view = View(other, source.survey(other), self._settings)
-            with closing(source.pages(view, "changed", mark.position, _HIGHEST)) as pages:
-                return any(view.by_row_version or _row_digest(row) not in known for page in pages for row in page.rows)
-
-    def _dead_letter(self, page: Page, row: int, field: str | None, reason: str) -> dict[str, str | None]:
-        position = position_of(page.rows[row])
-        return {
-            "key": position.key,
-            "cursor": position.cursor,
-            "field": field,
-            "reason": reason,
-            "seen": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
-
-    def _advance(self, sent: _Sent, ledgered: int) -> None:
+    def _advance(self, one: _OnItsWay, ledgered: int, knows_people: bool) -> None:
         mark = self._claim.mark
-        last = sent.page.last
+        page = one.sent.page
+        last = page.last
         if not mark.walking or len(self._met) < _MOST_RECENT:  # to send a person again does no harm
-            self._known.update(sent.recent)
-            self._met.update(sent.recent)
-        self._known.difference_update(sent.settled)
+            self._known.update(one.recent)
+            self._met.update(one.recent)
+        self._known.difference_update(one.settled)
         if mark.walking:
             position: Position | None = Position(None, last.key)
         elif last.cursor is not None and last.cursor < self._horizon:
             position = last
-        elif sent.page.rows:
+        elif page.rows:
             position = Position(self._horizon, None)
         else:  # nothing new
             position = mark.position
-        if sent.page.rows or position != mark.position:
-            recent = b"".join(sorted(self._known))
+        if page.rows or position != mark.position:
+            rows, empty = mark.first_rows, mark.first_empty
+            if self._sync.kind is Kind.PROFILE and mark.began is not None:
+                rows += len(page.rows)
+                counts = self._count_empty(page.rows)
+                empty = {name: count + empty.get(name, 0) for name, count in counts.items()}
+            if one.sent.operations and self._sync.kind is Kind.PROFILE and mark.unchecked is None:
+                mark = replace(mark, unchecked=page.read_at)
             self._claim.save(
                 replace(
                     mark,
                     position=position,
                     ledgered=mark.ledgered + ledgered,
                     account=_account_digest(self._settings),
-                    withheld=self._withheld,
-                    recent=recent,
+                    first_rows=rows,
+                    first_empty=empty,
+                    knows_people=knows_people,
+                    recent=b"".join(sorted(self._known)),
                 )
             )
 
@@ -474,6 +438,9 @@ class _Pass:
         """The view was read to its end: the mark moves to the bound, and remembers only what lies beyond it."""
         mark = self._claim.mark
         done = replace(mark, walking=None, began=None)
+        if any(reason.startswith((surge.MASS_CHANGE, surge.EMPTIED)) for reason in mark.released):
+            left = [one for one in mark.released if not one.startswith((surge.MASS_CHANGE, surge.EMPTIED))]
+            done = replace(done, released=left)  # each lets one pass
         if mark.walking:
             done = replace(done, position=Position(mark.walking, None))
         elif self._view.by_row_version and self._result.rows:
@@ -481,6 +448,10 @@ class _Pass:
         elif len(self._met) * DIGEST_BYTES < len(mark.recent):
             # the mark must pass what it no longer remembers
             done = replace(done, position=Position(self._horizon, None), recent=b"".join(sorted(self._met)))
+        if self._sync.kind is Kind.REMOVAL:
+            done = replace(done, behind=self._started_at)
+        if not mark.walking:  # a walk has read what was there when it began
+            done = replace(done, seen=_seen(self._sync, self._survey))
         if done != mark:
             self._claim.save(done)
 

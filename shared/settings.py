@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import AfterValidator, Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from shared.errors import ConfigurationFault
 
@@ -40,9 +40,22 @@ def _names_a_server(text: SecretStr) -> SecretStr:
     return text
 
 
+def _names(text: object) -> object:
+    return [name.strip() for name in text.split(",") if name.strip()] if isinstance(text, str) else text
+
+
+def _no_identifiers(names: frozenset[str]) -> frozenset[str]:
+    if never := sorted(names & {"id", "cio_id", "email", "customer_id", "unsubscribed"}):
+        raise ValueError(
+            f"names {', '.join(never)}: an identifier is never cleared, nor is a consent. Take it off the list"
+        )
+    return names
+
+
 ConnectionString = Annotated[SecretStr, AfterValidator(_names_a_server)]
 LoopbackUrl = Annotated[str, AfterValidator(_loopback)]
 ZoneName = Annotated[str, AfterValidator(_zone)]
+Names = Annotated[frozenset[str], NoDecode, BeforeValidator(_names)]
 
 
 class Settings(BaseSettings):
@@ -59,6 +72,11 @@ class Settings(BaseSettings):
     customerio_region: Literal["us", "eu"] = Field(description="Region of the Customer.io account: `us` or `eu`.")
     customerio_site_id: str = Field(description="Site id of the Track API credentials.")
     customerio_api_key: SecretStr = Field(description="API key of the Track API credentials.")
+    customerio_app_api_key: SecretStr | None = Field(
+        None,
+        description="Key of the App API, to look up what is really there. `merges` needs it; with it, `customers` finds"
+        " changes of an address that Customer.io did not take.",
+    )
     customerio_track_url: LoopbackUrl | None = Field(
         None, description="A stand-in for the Track API; loopback addresses only."
     )
@@ -101,6 +119,38 @@ class Settings(BaseSettings):
         ge=60,
         le=86_400,
         description="How long after its `updated_at` a row may be committed (`row_version` needs no such setting).",
+    )
+    clear_when_null: Annotated[Names, AfterValidator(_no_identifiers)] = Field(
+        frozenset(),
+        description="Attributes that NULL removes from the person, with commas between. Any other NULL leaves what"
+        " Customer.io holds alone.",
+    )
+    json_columns: Names = Field(
+        frozenset(),
+        description="Columns, with commas between, whose text is JSON and is sent as nested values; elsewhere JSON is"
+        " refused.",
+    )
+    sql_owns_consent: bool = Field(
+        False,
+        description="Whether `unsubscribed` false is sent too, and so subscribes people again who unsubscribed at"
+        " Customer.io.",
+    )
+    mass_change_percent: int = Field(
+        5,
+        ge=1,
+        le=100,
+        description="A pass of `customers` that would touch more than this share of all people (and 1,000 at least)"
+        " stops before it sends.",
+    )
+    emptied_percent: int = Field(
+        20,
+        ge=1,
+        le=100,
+        description="A pass of `customers` stops where the share of rows of a large page in which an attribute is NULL,"
+        " zero or false is by so many points higher than in the first pass.",
+    )
+    dead_letter_days: int = Field(
+        30, ge=1, le=365, description="Dead letters that were not seen again for so many days are dropped."
     )
     time_budget_seconds: int = Field(
         1500, ge=1, le=1740, description="After this a pass ends at the next page; the next pass goes on from there."

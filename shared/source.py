@@ -167,10 +167,27 @@ def position_of(row: Sequence[object]) -> Position:
     return Position(literal, None if key is None else str(key))
 
 
-_CONTRACT_FORMS = {
-    "event_time": ((Form.WALL_TIME, Form.INSTANT), "datetime2 or another date with time"),
-    "event_name": ((Form.TEXT,), "text"),
+_A_TIME = ((Form.WALL_TIME, Form.INSTANT), "datetime2 or another date with time")
+_A_TEXT = ((Form.TEXT,), "text")
+
+# The columns that a view of each kind needs beside its cursor: ids, and those that must be of a certain form.
+_IDS = {
+    Kind.PROFILE: ("customer_id",),
+    Kind.EVENT: ("event_id", "customer_id"),
+    Kind.MERGE: ("merge_id", "primary_customer_id"),
+    Kind.REMOVAL: ("removal_id", "customer_id"),
 }
+_FORMS: dict[Kind, dict[str, tuple[tuple[Form, ...], str]]] = {
+    Kind.PROFILE: {},
+    Kind.EVENT: {"event_name": _A_TEXT, "event_time": _A_TIME},
+    Kind.MERGE: {"merged_at": _A_TIME},
+    Kind.REMOVAL: {"action": _A_TEXT, "removed_at": _A_TIME},
+}
+
+
+def contract_columns(kind: Kind) -> tuple[str, ...]:
+    """The columns, cursor aside, without which a view of this kind cannot be read."""
+    return (*_IDS[kind], *_FORMS[kind])
 
 
 # --- a view under the contract ----------------------------------------------------------------------------------------
@@ -198,13 +215,17 @@ class View:
         self.name = f"{SCHEMA}.{sync.view}"
         self._table = f"{quote(SCHEMA)}.{quote(sync.view)}"
         columns = {column.name.lower(): column for column in survey.columns[sync.view]}
-        required = [sync.key] if sync.kind is Kind.PROFILE else [sync.key, "customer_id", "event_name", "event_time"]
-        for name in required:
+        for name in contract_columns(sync.kind):
             if name not in columns:
                 raise ViewFault(f"The view {self.name} has no column {name}. Add it: every {sync.kind} view needs it.")
+        if sync.kind is Kind.MERGE and not {"secondary_customer_id", "secondary_email"} & columns.keys():
+            raise ViewFault(
+                f"The view {self.name} has neither secondary_customer_id nor secondary_email. Add the one there is."
+            )
         self._key = columns[sync.key]
         self._key_type = self._require_key(self._key)
-        self._require_key(columns["customer_id"])
+        for name in _IDS[sync.kind]:
+            self._require_key(columns[name])
 
         changes = {column.name.lower(): column for column in survey.columns.get(CHANGES, ())}
         self._feed = self._table
@@ -230,14 +251,15 @@ class View:
                 " primary, without ApplicationIntent=ReadOnly."
             )
         self._zone = ZoneInfo(settings.sql_time_zone)
+        self._types = {column.name: column.type for column in columns.values()}
         self.fields = tuple(
             self._field(column)
             for name, column in columns.items()
             if name != "row_version" and not (self._feed == self._table and name == self.cursor.name.lower())
         )
         for field in self.fields:
-            form, what = _CONTRACT_FORMS.get(field.name.lower(), (None, "")) if sync.kind is Kind.EVENT else (None, "")
-            if form and field.form not in form:
+            forms, what = _FORMS[sync.kind].get(field.name.lower(), ((), ""))
+            if forms and field.form not in forms:
                 raise ViewFault(
                     f"Column {field.name} of {self.name} is {columns[field.name.lower()].type}; it must be {what}."
                     " Convert it in the view."
@@ -282,6 +304,10 @@ class View:
         scale = 4 if "money" in column.type else column.scale or 0
         return Field(column.name, form, expression, scale)
 
+    def field_type(self, field: Field) -> str:
+        """SQL Server's name of a field's type."""
+        return self._types[field.name]
+
     @property
     def feed(self) -> str:
         """The view that the cursor is in: this one, or retention.customer_changes."""
@@ -296,7 +322,10 @@ class View:
         """The cursor below which no transaction is open: MIN_ACTIVE_ROWVERSION(), or the clock less the lookback."""
         if self.by_row_version:
             return survey.bound
-        moment = survey.now - timedelta(seconds=lookback_seconds)
+        return self.cursor_at(survey.now - timedelta(seconds=lookback_seconds))
+
+    def cursor_at(self, moment: datetime) -> str:
+        """A moment in UTC as a literal of `updated_at`."""
         if self.cursor.type != "datetimeoffset":
             moment = moment.replace(tzinfo=ZoneInfo("UTC")).astimezone(self._zone).replace(tzinfo=None)
         return moment.isoformat(timespec="microseconds")
@@ -317,23 +346,13 @@ class View:
 
     # Statements. Every literal is a parameter, cast to a type of ours: pyodbc sends every text as nvarchar.
 
-    def changed(self, start: Position | None, bound: str) -> tuple[str, list[object]]:
-        """The rows after `start` in order of (cursor, key); by row version only those below `bound`."""
+    def changed(self, start: Position | None, bound: str | None) -> tuple[str, list[object]]:
+        """The rows after `start` in order of (cursor, key), and below `bound` where there is one."""
         profile = self.sync.kind is Kind.PROFILE
         feed = "h" if profile else "v"
         cursor, key = f"{feed}.{quote(self.cursor.name)}", f"{feed}.{quote(self._feed_key)}"
-        where = [f"{cursor} IS NOT NULL"]
-        parameters: list[object] = []
-        if start and start.cursor is not None:
-            where.append(f"{cursor} >= {self._cursor_parameter}")
-            parameters.append(self._cursor_value(start.cursor))
-            if start.key is not None:
-                where.append(f"({cursor} > {self._cursor_parameter} OR {self._exact(key)} > {self._key_parameter})")
-                parameters += [self._cursor_value(start.cursor), start.key]
-        if self.by_row_version:
-            where.append(f"{cursor} < {self._cursor_parameter}")
-            parameters.append(self._cursor_value(bound))
-        rows = f"{self._feed} AS {feed} WHERE {' AND '.join(where)}"
+        where, parameters = self._between(cursor, key, start, bound)
+        rows = f"{self._feed} AS {feed} WHERE {where}"
         if profile:
             # One row per changed person, whatever the number of changes, and both where an id stands twice in the view.
             rows = (
@@ -354,9 +373,41 @@ class View:
             parameters.append(start.key)
         return self._select(cursor, key, rows, self._exact(key)), parameters
 
-    def without_cursor(self) -> str:
+    def named(self, keys: Sequence[str]) -> tuple[str, list[object]]:
+        """The rows with these keys (2,000 at most: SQL Server takes 2,100 parameters), whatever their cursor."""
+        key = f"v.{quote(self._key.name)}"
+        cursor = self._fetched_cursor(f"v.{quote(self.cursor.name)}") if self._feed == self._table else "NULL"
+        wanted = ", ".join([self._key_parameter] * len(keys))
+        rows = f"{self._table} AS v WHERE {self._exact(key)} IN ({wanted})"
+        return self._select(cursor, key, rows, self._exact(key)), list(keys)
+
+    def _between(self, cursor: str, key: str, start: Position | None, bound: str | None) -> tuple[str, list[object]]:
+        where = [f"{cursor} IS NOT NULL"]
+        parameters: list[object] = []
+        if start and start.cursor is not None:
+            where.append(f"{cursor} >= {self._cursor_parameter}")
+            parameters.append(self._cursor_value(start.cursor))
+            if start.key is not None:
+                where.append(f"({cursor} > {self._cursor_parameter} OR {self._exact(key)} > {self._key_parameter})")
+                parameters += [self._cursor_value(start.cursor), start.key]
+        if bound is not None:
+            where.append(f"{cursor} < {self._cursor_parameter}")
+            parameters.append(self._cursor_value(bound))
+        return " AND ".join(where), parameters
+
+    def count_changed(self, start: Position | None, bound: str | None) -> tuple[str, list[object]]:
+        """How many keys `changed` has rows for."""
+        key = f"h.{quote(self._feed_key)}"
+        where, parameters = self._between(f"h.{quote(self.cursor.name)}", key, start, bound)
+        return f"SELECT COUNT(DISTINCT {self._exact(key)}) FROM {self._feed} AS h WHERE {where}", parameters
+
+    def count_all(self) -> tuple[str, list[object]]:
+        """How many rows the view has. Its one-row joins cost nothing: SQL Server leaves out what no count needs."""
+        return f"SELECT COUNT(*) FROM {self._table} AS v", []
+
+    def without_cursor(self) -> tuple[str, list[object]]:
         """How many rows no pass will ever read, because their cursor is NULL."""
-        return f"SELECT COUNT(*) FROM {self._feed} AS h WHERE h.{quote(self.cursor.name)} IS NULL"
+        return f"SELECT COUNT(*) FROM {self._feed} AS h WHERE h.{quote(self.cursor.name)} IS NULL", []
 
     def _select(self, cursor: str, key: str, rows: str, order: str) -> str:
         fetched_key, _ = cast("tuple[str, Form]", _selection(self._key, key))
@@ -467,8 +518,19 @@ class Source:
             read_only=updateability == "READ_ONLY",
         )
 
+    def named(self, view: View, keys: Sequence[str]) -> Page | None:
+        """The rows with these keys, 2,000 at most; None where there are none. Raises as `pages` does."""
+        read_at = int(time.time())
+
+        def ask() -> list[pyodbc.Row]:
+            text, parameters = view.named(keys)
+            return list(self._connect().execute(text, *parameters).fetchall())
+
+        rows: list[tuple[object, ...]] = [tuple(row) for row in self._retrying(ask)]
+        return Page(rows, position_of(rows[-1]), read_at, int(time.time())) if rows else None
+
     def pages(
-        self, view: View, order: Literal["changed", "walk"], start: Position | None, bound: str
+        self, view: View, order: Literal["changed", "walk"], start: Position | None, bound: str | None
     ) -> Generator[Page, None, None]:
         """Stream the rows after `start`.
 
@@ -502,11 +564,12 @@ class Source:
                     " or leave the column out of the view."
                 ) from None
 
-    def count(self, statement: str) -> int:
+    def count(self, statement: tuple[str, list[object]]) -> int:
         """The number that a statement of a View asks for. Raises as `survey` does."""
+        text, parameters = statement
 
         def ask() -> int:
-            return int(self._connect().execute(statement).fetchval())
+            return int(self._connect().execute(text, *parameters).fetchval())
 
         return self._retrying(ask)
 

@@ -1,9 +1,11 @@
 """What Tidemark remembers, in blobs of one container:
 
     identity.json                          the Customer.io workspace, server and database that the state belongs to
+    people.json                            who was removed, who was merged: see people
+    types.json                             the types of all columns: see drift
     syncs/<sync>/mark.json                 the mark; its lease makes one pass at a time the sync's only writer
     syncs/<sync>/runs/<run>.json           one record a run, with its counts
-    syncs/<sync>/dead-letters/<run>.jsonl  what can never be delivered as it is, one JSON object a line
+    syncs/<sync>/dead-letters/             see deadletters
     syncs/<sync>/ledger/                   see ledger
 
 Invariant: the mark is written last. What it has passed is sent, ledgered or set aside, durably.
@@ -13,7 +15,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -53,6 +55,14 @@ class Identity:
 
 
 @dataclass(frozen=True, slots=True)
+class Seen:
+    """A moment of the server: `bound` is MIN_ACTIVE_ROWVERSION() as `0x` and 16 hex digits, `at` ISO 8601 in UTC."""
+
+    bound: str
+    at: str
+
+
+@dataclass(frozen=True, slots=True)
 class Mark:
     """How far a sync's source has been read and durably accounted for.
 
@@ -61,8 +71,13 @@ class Mark:
     `began` is when the first pass began (unix seconds), None once it is over: earlier events are its backfill.
     `start` is the event time before which the gate holds events back, None for all.
     `account` is a digest of the site id and region with which the workspace was last asked for.
-    `released` are reasons for which rows may be set aside in any number.
-    `withheld` are the columns that are not sent, and why: {name: "flags" or "dates"}.
+    `released` are reasons for which rows may be set aside in any number, and surges that a person has let pass.
+    `behind` (removals only) is where the pass before the last one ended: what came after it is deleted once more.
+    `seen` (of a sync that others go after) is how far the last pass that came to its end has read; while the first pass
+    is not over, how far it will have.
+    `unchecked` is since when (unix seconds) nobody has asked Customer.io which changes of an address it did not take.
+    `first_rows` is how many rows the first pass has read, `first_empty` how often an attribute was empty in them.
+    `knows_people` is whether people.json was there: then it must be.
     `recent` (updated_at only) are the digests, 16 bytes each, of rows beyond the position that are accounted for.
     """
 
@@ -75,7 +90,12 @@ class Mark:
     start: int | None = None
     account: str = ""
     released: Sequence[str] = ()
-    withheld: Mapping[str, str] = field(default_factory=dict)
+    behind: Position | None = None
+    seen: Seen | None = None
+    unchecked: int | None = None
+    first_rows: int = 0
+    first_empty: Mapping[str, int] = field(default_factory=dict)
+    knows_people: bool = False
     recent: bytes = field(default=b"", repr=False)
 
     def to_json(self) -> bytes:
@@ -87,7 +107,7 @@ class Mark:
         """Read a stored mark; `name` is the blob's. Raises StateFault."""
         try:
             stored = json.loads(text)
-            position = stored["position"]
+            position, behind, seen = stored["position"], stored["behind"], stored["seen"]
             return cls(
                 identity=Identity(**stored["identity"]),
                 strategy=stored["strategy"],
@@ -98,7 +118,12 @@ class Mark:
                 start=stored["start"],
                 account=stored["account"],
                 released=tuple(stored["released"]),
-                withheld=dict(stored["withheld"]),
+                behind=Position(**behind) if behind else None,
+                seen=Seen(**seen) if seen else None,
+                unchecked=stored["unchecked"],
+                first_rows=int(stored["first_rows"]),
+                first_empty=dict(stored["first_empty"]),
+                knows_people=bool(stored["knows_people"]),
                 recent=bytes.fromhex(stored["recent"]),
             )
         except (ValueError, KeyError, TypeError):
@@ -249,13 +274,62 @@ class State:
                 f"syncs/{sync.name}/runs/{run}.json", json.dumps(record, indent=1).encode(), content_settings=_JSON
             )
 
-    def set_aside(self, sync: Sync, run: str, dead_letters: Sequence[Mapping[str, Any]]) -> None:
-        """Add a page's dead letters, in one write."""
-        with storage_errors():
-            append(
-                self.container.get_blob_client(f"syncs/{sync.name}/dead-letters/{run}.jsonl"),
-                "".join(json.dumps(letter) + "\n" for letter in dead_letters).encode(),
+
+class Document:
+    """A small blob that several runs read and change. What has not changed since is not fetched again.
+
+    Its methods may be called from several threads at once, and raise StateUnavailable.
+    """
+
+    def __init__(self, container: ContainerClient, name: str) -> None:
+        self._blob = container.get_blob_client(name)
+        self._lock = threading.Lock()
+        self._etag: str | None = None
+        self._content: bytes | None = None
+
+    def read(self) -> bytes | None:
+        """The content; None where there is no such blob."""
+        with self._lock, storage_errors():
+            return self._read()
+
+    def change(self, change: Callable[[bytes | None], bytes]) -> bytes:
+        """Write what `change` makes of the content, over again where another run was faster; returns it."""
+        with self._lock, storage_errors():
+            while True:
+                before = self._read()
+                after = change(before)
+                if after == before:
+                    return after
+                try:
+                    if self._etag:
+                        written = self._blob.upload_blob(
+                            after,
+                            overwrite=True,
+                            content_settings=_JSON,
+                            etag=self._etag,
+                            match_condition=MatchConditions.IfNotModified,
+                        )
+                    else:
+                        written = self._blob.upload_blob(after, content_settings=_JSON)
+                    self._etag, self._content = written["etag"], after
+                    return after
+                except (ResourceModifiedError, ResourceExistsError):
+                    continue
+
+    def _read(self) -> bytes | None:
+        try:
+            download = (
+                self._blob.download_blob(etag=self._etag, match_condition=MatchConditions.IfModified)
+                if self._etag
+                else self._blob.download_blob()
             )
+            self._content, self._etag = download.readall(), download.properties.etag
+        except ResourceNotFoundError:
+            self._content, self._etag = None, None
+        except HttpResponseError as error:
+            if error.status_code != 304:  # as it was
+                raise
+        return self._content
 
 
 def append(blob: BlobClient, block: bytes) -> None:

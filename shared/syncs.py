@@ -9,6 +9,8 @@ class Kind(StrEnum):
 
     PROFILE = "profile"
     EVENT = "event"
+    MERGE = "merge"
+    REMOVAL = "removal"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +37,33 @@ class Sync:
     @property
     def key(self) -> str:
         """The column that tells the rows of the view apart."""
-        return "customer_id" if self.kind is Kind.PROFILE else "event_id"
+        return _KEYS[self.kind]
 
+
+_KEYS = {
+    Kind.PROFILE: "customer_id",
+    Kind.EVENT: "event_id",
+    Kind.MERGE: "merge_id",
+    Kind.REMOVAL: "removal_id",
+}
 
 CATALOGUE = (
     Sync("customers", Kind.PROFILE),
     Sync("orders", Kind.EVENT),
+    Sync("refunds", Kind.EVENT),
+    Sync("subscriptions", Kind.EVENT),
+    Sync("back_in_stock", Kind.EVENT),
+    # a reminder is of no use after two hours, and of harm after an order that Customer.io does not know of yet
+    Sync("carts", Kind.EVENT, max_age=2 * 3600, after="orders"),
+    # a merge into somebody whom Customer.io does not know yet does nothing
+    Sync("merges", Kind.MERGE, after="customers"),
+    Sync("removals", Kind.REMOVAL),
 )
+
+
+def find(name: str | None) -> Sync:
+    """The sync of that name. Raises LookupError."""
+    for sync in CATALOGUE:
+        if sync.name == name:
+            return sync
+    raise LookupError("There is no such sync. The syncs are: " + ", ".join(sync.name for sync in CATALOGUE) + ".")

@@ -8,7 +8,7 @@ import re
 import uuid
 from collections.abc import Iterator
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pytest
@@ -23,6 +23,8 @@ from azure.storage.blob import BlobLeaseClient, ContainerClient  # noqa: E402
 from local import services  # noqa: E402
 from local.customerio.control import CustomerioStandin, Workspace  # noqa: E402
 from shared import passes  # noqa: E402
+from shared.deadletters import DeadLetters  # noqa: E402
+from shared.run import Run  # noqa: E402
 from shared.settings import Settings  # noqa: E402
 from shared.syncs import CATALOGUE, Sync  # noqa: E402
 
@@ -126,6 +128,7 @@ def environment(database: str, workspace: Workspace, azurite: str, container: Co
         "CUSTOMERIO_REGION": workspace.region,
         "CUSTOMERIO_SITE_ID": workspace.site_id,
         "CUSTOMERIO_API_KEY": workspace.api_key,
+        "CUSTOMERIO_APP_API_KEY": workspace.app_api_key,
         "CUSTOMERIO_TRACK_URL": workspace.url,
         "CUSTOMERIO_APP_URL": workspace.url,
         "CUSTOMERIO_REQUESTS_PER_SECOND": "1000",
@@ -151,7 +154,7 @@ class Deployment:
         by_field = {name.lower() if name.isupper() else name: value for name, value in values.items()}
         return Settings(**by_field)  # type: ignore[arg-type]
 
-    def run(self, sync: str, **changes: Any) -> passes.Run:
+    def run(self, sync: str, **changes: Any) -> Run:
         """One pass, in this process."""
         return passes.run(self.syncs[sync], self.settings(**changes))
 
@@ -169,10 +172,7 @@ class Deployment:
         return self.container.download_blob(name).readall()
 
     def dead_letters(self, sync: str) -> list[dict[str, Any]]:
-        import json
-
-        lines = b"".join(self.read(name) for name in self.blobs(f"syncs/{sync}/dead-letters/"))
-        return [json.loads(line) for line in lines.splitlines()]
+        return [asdict(letter) for letter in DeadLetters(self.container, self.syncs[sync], "").letters()]
 
 
 @pytest.fixture

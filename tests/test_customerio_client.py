@@ -11,7 +11,7 @@ import orjson
 import pytest
 
 from local.customerio.control import CustomerioStandin, Workspace
-from shared.customerio import BATCH_BYTES, CustomerIo, Rejection, Unknown
+from shared.customerio import BATCH_BYTES, CustomerIo, Group, Rejection, Unknown
 from shared.errors import ConfigurationFault, CredentialFault, DeliveryUnavailable
 from shared.mapping import event_digest, event_ulid
 from shared.settings import Settings
@@ -47,8 +47,12 @@ def event(number: int, **changes: object) -> bytes:
     return orjson.dumps({**operation, **changes})
 
 
-def events(count: int) -> list[tuple[bytes]]:
-    return [(event(number),) for number in range(count)]
+def group(*operations: bytes) -> Group:
+    return Group("whoever", operations)
+
+
+def events(count: int) -> list[Group]:
+    return [group(event(number)) for number in range(count)]
 
 
 def test_what_is_accepted_is_known_to_be(client, workspace):
@@ -57,11 +61,11 @@ def test_what_is_accepted_is_known_to_be(client, workspace):
 
 
 def test_no_batch_is_larger_than_the_limit_and_each_is_nearly_full(client, workspace):
-    operations = [(event(number, attributes={"text": "x" * 900}),) for number in range(3000)]
+    operations = [group(event(number, attributes={"text": "x" * 900})) for number in range(3000)]
     assert set(client.send(operations).wait()) == {(None,)}
     stats = workspace.stats()
     assert BATCH_BYTES - 2000 < stats["max_body_bytes"] < BATCH_BYTES
-    size = sum(len(operation) + 1 for (operation,) in operations)
+    size = sum(len(one.payloads[0]) + 1 for one in operations)
     assert stats["batches"] == -(-size // (BATCH_BYTES - 2000))
 
 
@@ -69,20 +73,20 @@ def test_operations_of_one_group_are_never_parted(client, workspace):
     identify = orjson.dumps(
         {"type": "person", "identifiers": {"id": "7"}, "action": "identify", "attributes": {"a": "y" * 900}}
     )
-    groups = [(identify, event(number, attributes={"t": "x" * 700})) for number in range(1000)]
+    groups = [group(identify, event(number, attributes={"t": "x" * 700})) for number in range(1000)]
     assert set(client.send(groups).wait()) == {(None, None)}
     assert workspace.stats()["operations"] == 2000
 
 
 def test_a_207_rejects_the_listed_operations_and_accepts_the_others(client, workspace):
-    fates = client.send([*events(2), (event(2, id="no ulid"),), *events(5)[3:]]).wait()
+    fates = client.send([*events(2), group(event(2, id="no ulid")), *events(5)[3:]]).wait()
     assert fates == [(None,), (None,), (Rejection("invalid", "id"),), (None,), (None,)]
     assert workspace.stats()["events_stored"] == 4
 
 
 def test_a_400_is_halved_until_the_guilty_operation_stands_alone(client, workspace):
     operations = events(100)
-    operations[42] = (b"{not json",)
+    operations[42] = group(b"{not json")
     fates = client.send(operations).wait()
     assert [number for number, (fate,) in enumerate(fates) if fate] == [42]
     assert workspace.stats()["events_stored"] == 99
@@ -90,7 +94,7 @@ def test_a_400_is_halved_until_the_guilty_operation_stands_alone(client, workspa
 
 
 def test_a_400_for_one_of_a_group_leaves_the_other_accepted(client, workspace):
-    fates = client.send([(event(1), b"{not json"), (event(2),)]).wait()
+    fates = client.send([group(event(1), b"{not json"), group(event(2))]).wait()
     assert [tuple(fate is None for fate in group) for group in fates] == [(True, False), (True,)]
 
 
@@ -130,7 +134,7 @@ def test_refused_credentials_stop_everything_and_name_the_settings(client, works
 
 def test_the_fate_of_the_other_batches_is_known_when_one_is_given_up(workspace):
     with CustomerIo(settings_of(workspace, customerio_batches_in_flight=1)) as client:
-        operations = [(event(number, attributes={"t": "x" * 900}),) for number in range(900)]
+        operations = [group(event(number, attributes={"t": "x" * 900})) for number in range(900)]
         workspace.add_fault(status=401, every=2, times=1)
         fates = [fate for (fate,) in client.send(operations).wait()]
         accepted = fates.count(None)
@@ -160,14 +164,14 @@ def test_a_host_that_is_not_there_is_named_in_the_failure(workspace):
 def test_no_more_requests_a_second_are_sent_than_the_setting_allows(workspace):
     with CustomerIo(settings_of(workspace, customerio_requests_per_second=5)) as client:
         for number in range(12):
-            client.send([(event(number),)]).wait()
+            client.send([group(event(number))]).wait()
     assert workspace.stats()["max_requests_in_a_second"] <= 6
 
 
 def test_several_batches_are_in_flight_at_once(workspace):
     workspace.configure(latency_seconds=0.3)
     with CustomerIo(settings_of(workspace, customerio_batches_in_flight=4)) as client:
-        sending = [client.send([(event(number),)]) for number in range(8)]
+        sending = [client.send([group(event(number))]) for number in range(8)]
         assert all(one.wait() == [(None,)] for one in sending)
     assert workspace.stats()["max_in_flight"] == 4
 

@@ -18,8 +18,10 @@ PEOPLE, ORDERS = 60, 180
 
 @pytest.fixture
 def histories(tmp_path: Path) -> Path:
-    """A shop in CDNOW's format: sixty people with three orders each, the last of them on the last day."""
-    lines = [f" {person:05} 199801{day} 2  29.99" for person in range(1, PEOPLE + 1) for day in (10, 20, 31)]
+    """A shop in CDNOW's format: sixty people with three orders each, every second one's last of them on the last day."""
+    # who has not bought for two days is there to be told of at any hour
+    days = ((10, 20, 29), (10, 20, 31))
+    lines = [f" {person:05} 199801{day} 2  29.99" for person in range(1, PEOPLE + 1) for day in days[person % 2]]
     path = tmp_path / "histories.txt"
     path.write_text("\n".join([" customer_id  date number_of_cds  dollar_value", *lines]), encoding="ascii")
     return path
@@ -59,14 +61,29 @@ def test_the_demo_tells_a_story_that_holds_and_reports_its_figures(histories: Pa
     with demo("--histories", histories, "--report", report) as process:
         story, _ = process.communicate(timeout=120)
         assert process.returncode == 0, story
-    for claim in (f"{PEOPLE} people and {ORDERS} orders", "nothing is sent", "25 new orders", "exactly the buyers"):
+    for claim in (
+        f"{PEOPLE} people and {ORDERS} orders",
+        "nothing is sent",
+        "25 new orders",
+        "exactly the buyers",
+        "refund_flag false -> true",
+        "subscription_status active -> paused",
+        "Cart Abandoned for person",
+        "true -> false",
+        f"{ORDERS + 26} orders have a new row version, and no event is sent a second time",
+    ):
         assert claim in story
     figures = json.loads(report.read_text())
     assert figures["people_at_customerio"] == PEOPLE
-    assert figures["events_at_customerio"] == ORDERS
+    assert figures["events_by_name"]["Order Placed"] == ORDERS
+    assert figures["events_by_name"]["Refund Issued"] == figures["derived_refunds"] > 0
+    assert figures["events_by_name"]["Subscription Started"] == figures["derived_subscriptions"] > 0
+    assert figures["events_at_customerio"] == sum(figures["events_by_name"].values())
     assert figures["duplicate_events"] == figures["dead_letters"] == figures["second_pass_operations"] == 0
-    assert figures["first_pass_operations"] >= PEOPLE + ORDERS
+    assert figures["first_pass_operations"] >= PEOPLE + figures["events_at_customerio"]
     assert figures["third_pass_operations"] >= 25
+    assert figures["rewritten_orders"] == ORDERS + 26
+    assert figures["rewritten_orders_operations"] == 0
     assert figures["rows_per_second"] > 0
     assert figures["peak_mb"] > 10
     assert figures["seconds"] > 1

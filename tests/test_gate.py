@@ -1,18 +1,19 @@
 """The gate, the flood and the order among syncs: what is not sent, and why."""
 
 import json
+from datetime import datetime, timedelta
 
 import azure.functions as func
 import pytest
 
 import function_app
 from shared import passes
-from shared.errors import ViewFault
+from shared.errors import CredentialFault, ViewFault
 from shared.flood import Flood
 from shared.gate import Gate
 from shared.syncs import Kind, Sync
 from tests.conftest import Deployment
-from tests.test_passes import add_orders, bulk, event_ids, make_tables
+from tests.test_passes import add_orders, event_ids, make_tables
 
 
 @pytest.mark.parametrize(
@@ -115,7 +116,7 @@ def make_carts(deployment: Deployment) -> None:
     deployment.syncs["carts"] = Sync("carts", Kind.EVENT, max_age=2 * 3600, after="orders")
     sql = deployment.sql
     sql.execute(
-        "CREATE TABLE shop.carts (cart_id int NOT NULL PRIMARY KEY, customer_id int, last_activity datetime2(0))"
+        "CREATE TABLE shop.carts (cart_id int NOT NULL PRIMARY KEY, customer_id int, last_activity datetime2(7))"
     )
     sql.execute(
         "CREATE VIEW retention.carts AS SELECT customer_id, 'Cart Abandoned' AS event_name,"
@@ -125,43 +126,57 @@ def make_carts(deployment: Deployment) -> None:
     )
 
 
-def test_carts_wait_while_orders_have_something_to_send_and_are_held_when_they_are_too_old(deployment):
-    make_tables(deployment.sql)
-    make_carts(deployment)
-    bulk(
-        deployment.sql,
-        "INSERT INTO shop.carts (cart_id, customer_id, last_activity) VALUES (?, ?, '2026-01-01')",
-        [(1, 1)],
+def abandon(deployment: Deployment, number: int, minutes_ago: int) -> None:
+    deployment.sql.execute(
+        "INSERT INTO shop.carts (cart_id, customer_id, last_activity)"
+        f" VALUES ({number}, 1, DATEADD(minute, -{minutes_ago + 60}, SYSUTCDATETIME()))"
     )
-    for number, age in ((2, 61), (3, 59), (4, 182)):
-        deployment.sql.execute(
-            f"INSERT INTO shop.carts (cart_id, customer_id, last_activity) VALUES ({number}, 1, DATEADD(minute, -{age}, SYSUTCDATETIME()))"
-        )
+
+
+def abandoned(deployment: Deployment) -> list[str]:
+    return [e["attributes"]["event_id"] for e in deployment.workspace.events() if e["name"] == "Cart Abandoned"]
+
+
+@pytest.mark.parametrize("strategy", ["row_version", "updated_at"])
+def test_carts_go_no_further_than_orders_have_come(deployment, strategy):
+    make_tables(deployment.sql, strategy)
+    make_carts(deployment)
+    abandon(deployment, 1, 1)
+    abandon(deployment, 2, -1)  # in a minute
+    abandon(deployment, 3, 122)
     waiting = deployment.run("carts")
     assert (waiting.outcome, waiting.rows) == ("waiting", 0)  # orders is not even live
+    assert "orders" in waiting.message
     add_orders(deployment.sql, range(3))
-    deployment.run("orders")
-    add_orders(deployment.sql, range(3, 5))
-    assert deployment.run("carts").outcome == "waiting"
-    assert "orders" in deployment.run("carts").message
     deployment.run("orders")
     run = deployment.run("carts")
-    assert (run.outcome, run.operations, run.held) == ("ok", 1, {"too_old": 2})
-    (event,) = [event for event in deployment.workspace.events() if event["name"] == "Cart Abandoned"]
-    assert event["attributes"]["event_id"] == "cart-2"
+    assert (run.outcome, run.operations, run.held) == ("ok", 1, {"too_old": 1})
+    abandon(deployment, 4, 0)  # after orders were read
     assert deployment.run("carts").operations == 0
+    deployment.workspace.add_fault(status=401)
+    add_orders(deployment.sql, range(3, 5))
+    with pytest.raises(CredentialFault):
+        deployment.run("orders")
+    assert deployment.run("carts").operations == 0
+    assert abandoned(deployment) == ["cart-1"]
+    deployment.run("orders")
+    assert deployment.run("carts").operations == 1
+    assert deployment.run("carts").operations == 0
+    assert abandoned(deployment) == ["cart-1", "cart-4"]
 
 
-def test_carts_do_not_wait_for_orders_by_updated_at_that_are_accounted_for(deployment):
-    make_tables(deployment.sql, "updated_at")
+def test_carts_say_that_orders_are_behind(deployment):
+    make_tables(deployment.sql)
     make_carts(deployment)
-    add_orders(deployment.sql, range(3))
     deployment.run("orders")
     assert deployment.run("carts").outcome == "ok"
-    deployment.sql.execute("UPDATE shop.orders SET total = 7, updated_at = SYSUTCDATETIME() WHERE order_id = 1")
-    assert deployment.run("carts").outcome == "waiting"
-    deployment.run("orders")
-    assert deployment.run("carts").outcome == "ok"
+    mark = json.loads(deployment.read("syncs/orders/mark.json"))
+    at = datetime.fromisoformat(mark["seen"]["at"]) - timedelta(minutes=241)
+    mark["seen"]["at"] = at.isoformat()
+    deployment.container.upload_blob("syncs/orders/mark.json", json.dumps(mark), overwrite=True)
+    run = deployment.run("carts")
+    assert run.outcome == "waiting"
+    assert "orders has not been read to its end for 241 minutes" in run.message
 
 
 @pytest.mark.parametrize(

@@ -438,26 +438,22 @@ def test_a_further_event_sync_is_one_line_in_the_catalogue(deployment, shop, tmp
     shutil.copytree(services.REPOSITORY / "shared", app / "shared", ignore=shutil.ignore_patterns("__pycache__"))
     catalogue = app / "shared/syncs.py"
     orders = next(line for line in catalogue.read_text().splitlines() if line.strip().startswith('Sync("orders"'))
-    catalogue.write_text(catalogue.read_text().replace(orders, f"{orders}\n{orders.replace('orders', 'refunds')}"))
+    catalogue.write_text(catalogue.read_text().replace(orders, f"{orders}\n{orders.replace('orders', 'reviews')}"))
     shop.sql.execute(
-        "CREATE VIEW retention.refunds AS SELECT CAST('p1' AS varchar(5)) AS customer_id,"
-        " CAST('Refund Made' AS varchar(50)) AS event_name, CAST('2026-01-05T00:00:00' AS datetime2) AS event_time,"
+        "CREATE VIEW retention.reviews AS SELECT CAST('p1' AS varchar(5)) AS customer_id,"
+        " CAST('Review Written' AS varchar(50)) AS event_name, CAST('2026-01-05T00:00:00' AS datetime2) AS event_time,"
         " n AS event_id, CAST('2026-01-05T00:00:00' AS datetime2) AS updated_at FROM shop.numbers WHERE n < 20"
     )
-    schedules = {f"{name}_SCHEDULE": "0 0 5 * * *" for name in ("CUSTOMERS", "ORDERS", "REFUNDS")}
+    schedules = {**SCHEDULES, "REVIEWS_SCHEDULE": "0 0 5 * * *"}
     with Host(app, {**deployment.environment, **schedules}) as host:
-        assert {name for name, each in host.functions().items() if each.kind == "timer"} == {
-            "customers",
-            "orders",
-            "refunds",
-        }
-        done = host.invoke_timer("refunds", timeout=60)
+        assert {name for name, each in host.functions().items() if each.kind == "timer"} == {*SYNCS, "reviews"}
+        done = host.invoke_timer("reviews", timeout=60)
         assert done.ok, done.error
-        again = host.invoke_timer("refunds", timeout=60)
+        again = host.invoke_timer("reviews", timeout=60)
         assert again.ok, again.error
     events = list(deployment.workspace.events())
     assert sorted(event["attributes"]["event_id"] for event in events) == list(range(20))
-    assert {event["name"] for event in events} == {"Refund Made"}
+    assert {event["name"] for event in events} == {"Review Written"}
     assert deployment.workspace.stats()["operations"] == 20
 
 
@@ -465,7 +461,6 @@ def test_the_same_event_id_in_two_syncs_is_two_events(deployment, shop):
     shop.orders()
     shop.sell(5)
     shop.sql.execute("CREATE VIEW retention.refunds AS SELECT * FROM retention.orders")
-    deployment.syncs["refunds"] = type(SYNCS["orders"])("refunds", SYNCS["orders"].kind)
     deployment.run("orders")
     deployment.run("refunds")
     assert Counter(event_ids(deployment)) == dict.fromkeys(range(1, 6), 2)
@@ -1074,7 +1069,7 @@ def test_the_invocation_fails_with_one_message_that_names_the_setting(
     assert deployment.workspace.stats()["operations"] == 0
 
 
-SCHEDULES = {"CUSTOMERS_SCHEDULE": "0 */15 * * * *", "ORDERS_SCHEDULE": "0 */5 * * * *"}
+SCHEDULES = {f"{name.upper()}_SCHEDULE": "0 */5 * * * *" for name in SYNCS}
 
 
 @pytest.fixture
@@ -1084,8 +1079,8 @@ def host_app() -> Path:
 
 def test_each_sync_has_its_timer_and_its_schedule_is_a_setting(host_app, deployment, three_orders):
     with Host(host_app, {**deployment.environment, **SCHEDULES, "FIRST_PASS": "approved"}) as host:
-        assert {name for name, each in host.functions().items() if each.kind == "timer"} == {"customers", "orders"}
-        for name in ("customers", "orders"):
+        assert {name for name, each in host.functions().items() if each.kind == "timer"} == set(SYNCS)
+        for name in SYNCS:
             function = host.functions()[name]
             assert f"%{name.upper()}_SCHEDULE%" in str(function)
         waiting = host.invoke_timer("orders", timeout=60)

@@ -49,7 +49,7 @@ def test_a_zone_without_summer_time_never_starts_earlier():
 
 def test_a_varchar_key_is_compared_as_nvarchar_because_collate_would_change_its_code_page():
     view, _ = view_of("UTC", "2026-01-01T00:00:00", key="varchar")
-    statement, parameters = view.changed(Position("2026-01-01T00:00:00", "a"), "")
+    statement, parameters = view.changed(Position("2026-01-01T00:00:00", "a"), None)
     exact = "CAST({} AS nvarchar(20)) COLLATE Latin1_General_100_BIN2"
     assert f"{exact.format('v.[event_id]')} > {exact.format('?')}" in statement
     assert statement.endswith("ORDER BY v.[updated_at], " + exact.format("v.[event_id]"))
@@ -58,7 +58,7 @@ def test_a_varchar_key_is_compared_as_nvarchar_because_collate_would_change_its_
 
 def test_a_whole_number_key_is_compared_as_it_is_so_that_its_index_serves():
     view, _ = view_of("UTC", "2026-01-01T00:00:00")
-    statement, _ = view.changed(Position("2026-01-01T00:00:00", "7"), "")
+    statement, _ = view.changed(Position("2026-01-01T00:00:00", "7"), None)
     assert "v.[event_id] > CAST(? AS int)" in statement
     assert "COLLATE" not in statement
 

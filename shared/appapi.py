@@ -1,0 +1,228 @@
+"""The client of Customer.io's App API, the read side: what is really there.
+
+Facts (Customer.io's App API documentation and published API description): a key of its own as Bearer token, 10 requests
+a second, 429 above. What the Track API accepted shows up here some seconds later; attribute values read back as text.
+"""
+
+import logging
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+from pyrate_limiter import Duration, Limiter, Rate
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
+
+from shared.errors import ConfigurationFault, CredentialFault, DeliveryUnavailable
+from shared.patience import TryAgain, pause, retry_after
+from shared.settings import Settings
+
+log = logging.getLogger("tidemark")
+
+# httpx tells of every request with its whole URL, and in one of ours that holds a customer's address
+logging.getLogger("httpx").setLevel(logging.WARNING)
+
+APP_URLS = {"us": "https://api.customer.io", "eu": "https://api-eu.customer.io"}
+
+REQUESTS_PER_SECOND = 10
+"""Customer.io's limit on the App API, for all that read a workspace together."""
+
+_PAGE = 100  # the most ids, and the most lines of the activity log, that one request may ask for
+_TIMEOUT = httpx.Timeout(30.0, connect=10.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A person who has the address that was asked for. One without an `id` is known by the address only."""
+
+    id: str | None
+    cio_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class FailedChange:
+    """A change of a person's attribute that Customer.io accepted and then did not make.
+
+    `person` is the id, `at` the unix time in seconds. `wanted` is a customer's data: to compare with, and not to tell.
+    """
+
+    person: str | None
+    attribute: str
+    wanted: object = field(repr=False)
+    at: int
+
+
+class AppApi:
+    """Reads one workspace. A context manager; its methods may be called from any thread.
+
+    What fails in passing is tried up to `attempts` times, for some ten seconds by default; `Retry-After` is honoured.
+    Constructing makes no request; it raises ConfigurationFault where the key is not set. Every method raises
+    CredentialFault, ConfigurationFault (an answer that the App API does not give) and DeliveryUnavailable.
+    """
+
+    def __init__(self, settings: Settings, attempts: int = 5) -> None:
+        if settings.customerio_app_api_key is None:
+            raise ConfigurationFault(
+                "CUSTOMERIO_APP_API_KEY is missing: set it to an App API key of the workspace"
+                " (another key than the Track API's), so that what is really there can be looked up."
+            )
+        self._attempts = attempts
+        key = settings.customerio_app_api_key.get_secret_value()
+        self._http = httpx.Client(
+            base_url=settings.customerio_app_url or APP_URLS[settings.customerio_region],
+            # as bytes: a key that was pasted with a character beyond ASCII is for Customer.io to refuse
+            headers={b"Authorization": b"Bearer " + key.encode(), b"User-Agent": b"tidemark"},
+            timeout=_TIMEOUT,
+        )
+        self._limiter = Limiter(Rate(REQUESTS_PER_SECOND, Duration.SECOND))
+
+    def __enter__(self) -> "AppApi":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._limiter.close()  # or its thread outlives it
+        self._http.close()
+
+    def existing(self, ids: Collection[str]) -> set[str]:
+        """Those of the ids, case-exact, for which Customer.io shows a person. One request for each 100."""
+        asked = list(set(ids))
+        found: set[str | None] = set()
+        for first in range(0, len(asked), _PAGE):
+            answer = self._ask("POST", "/v1/customers/attributes", json={"ids": asked[first : first + _PAGE]})
+            found.update(_holder(_inner(one, "customer")).id for one in _listed(answer, "customers"))
+        return {one for one in asked if one in found}
+
+    def holders(self, email: str) -> list[Holder]:
+        """The people who have an address (in any case of letters): none, one, or several in some workspaces."""
+        answer = self._ask("GET", "/v1/customers", also=(400,), params={"email": email})
+        if answer.status_code == 200:
+            return [_holder(person) for person in _listed(answer, "results")]
+        # The description wants what it takes for an email address: one with an umlaut is none, and may be refused. A
+        # person can have it all the same, and is found as the one whom the address identifies. Nobody is what only a
+        # 404 says: a merge, which cannot be taken back, goes by it.
+        path = f"/v1/customers/{quote(email, safe='')}/attributes"
+        answer = self._ask("GET", path, also=(404,), params={"id_type": "email"})
+        if answer.status_code == 404:
+            return []
+        return [_holder(_inner(_inner(_read(answer, "customer"), "customer"), "identifiers"))]
+
+    def failed_changes(self, since: int) -> Iterator[FailedChange]:
+        """The changes of attributes that failed at or after a unix time in seconds, newest first, read by pages of 100.
+
+        They are the lines `failed_attribute_change` of the activity log, which reaches back 30 days. Their shape is
+        documented for changes that succeed only, so a line of another shape is left out, and a warning says so.
+        """
+        start: str | None = None
+        odd = False
+        while True:
+            params = {"type": "failed_attribute_change", "limit": str(_PAGE), **({"start": start} if start else {})}
+            answer = self._ask("GET", "/v1/activities", params=params)
+            for activity in _listed(answer, "activities"):
+                at = activity.get("timestamp")
+                if isinstance(at, int) and at < since:
+                    return
+                person = _text(_inner(activity, "customer_identifiers"), "id") or _text(activity, "customer_id")
+                changes = {
+                    name: change["to"]
+                    for name, change in _inner(activity, "data").items()
+                    if isinstance(change, dict) and "to" in change
+                }
+                if isinstance(at, int) and changes:
+                    yield from (FailedChange(person, name, to, at) for name, to in changes.items())
+                elif not odd:
+                    odd = True
+                    log.warning(
+                        "Customer.io's activity log has changes that failed (failed_attribute_change) in a shape that"
+                        " is not known. They are left out: look at them in Customer.io."
+                    )
+            before, start = start, _text(answer.json(), "next")
+            if start in (None, before):  # a page that names itself as the next would be read for ever
+                return
+
+    def _ask(self, method: str, path: str, also: Collection[int] = (), **content: Any) -> httpx.Response:
+        """The answer to a request: 200, or a status of `also`."""
+        try:
+            return Retrying(
+                retry=retry_if_exception_type(TryAgain),
+                wait=pause,
+                stop=stop_after_attempt(self._attempts),
+                reraise=True,
+            )(self._request, method, path, also, content)
+        except TryAgain as error:
+            raise DeliveryUnavailable(str(error)) from None
+
+    def _request(self, method: str, path: str, also: Collection[int], content: dict[str, Any]) -> httpx.Response:
+        # No message names the path: it may hold an address.
+        self._limiter.try_acquire("app")
+        try:
+            answer = self._http.request(method, path, **content)
+        except httpx.RequestError as error:
+            raise TryAgain(
+                f"Customer.io's App API at {self._http.base_url} gives no answer ({type(error).__name__})."
+                " The next pass asks again."
+            ) from None
+        status = answer.status_code
+        if status == 200 or status in also:
+            return answer
+        if status in (401, 403):
+            raise CredentialFault(
+                f"Customer.io's App API refuses the key ({status}). Correct CUSTOMERIO_APP_API_KEY (an App API key,"
+                " which is another than the Track API's), and check that CUSTOMERIO_REGION is the account's."
+            )
+        if status in (408, 425, 429) or status >= 500:
+            raise TryAgain(
+                f"Customer.io's App API keeps answering {status}. The next pass asks again.", retry_after(answer)
+            )
+        raise _not_the_app_api(status)
+
+
+def _not_the_app_api(status: int) -> ConfigurationFault:
+    return ConfigurationFault(
+        f"Customer.io's App API answers {status} with what it never should."
+        " Check CUSTOMERIO_REGION and CUSTOMERIO_APP_URL."
+    )
+
+
+def _read(answer: httpx.Response, name: str) -> dict[str, Any]:
+    """The object that an answer consists of, which must have this key."""
+    try:
+        content = answer.json()
+    except ValueError:
+        content = None
+    # Nothing found and nothing understood are two things: to take one for the other would lose a merge.
+    if not isinstance(content, dict) or name not in content:
+        raise _not_the_app_api(answer.status_code)
+    return content
+
+
+def _listed(answer: httpx.Response, name: str) -> list[dict[str, Any]]:
+    """The objects that an answer lists under a name; null is an empty list."""
+    items = _read(answer, name)[name]
+    if items is None:
+        return []
+    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+        raise _not_the_app_api(answer.status_code)
+    return items
+
+
+def _inner(outer: dict[str, Any], name: str) -> dict[str, Any]:
+    inner = outer.get(name)
+    return inner if isinstance(inner, dict) else {}
+
+
+def _text(outer: dict[str, Any], name: str) -> str | None:
+    """What is there as text; None for nothing and for blank."""
+    value = outer.get(name)
+    return None if value is None or value == "" else str(value)
+
+
+def _holder(identifiers: dict[str, Any]) -> Holder:
+    holder = Holder(_text(identifiers, "id"), _text(identifiers, "cio_id"))
+    if holder == Holder(None, None):
+        raise _not_the_app_api(200)
+    return holder

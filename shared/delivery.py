@@ -1,0 +1,262 @@
+"""From pages of rows to operations whose fate is known, and durable.
+
+    drift -> mapping -> unsent only -> gate -> batches -> ledger -> dead letters
+
+What a page leaves behind is durable when `account` returns; only then may a mark pass it.
+"""
+
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import compress
+
+from shared import identity
+from shared.customerio import Barred, CustomerIo, Group, Rejection, Sending
+from shared.deadletters import DeadLetters, Failure
+from shared.drift import Drift
+from shared.errors import DeliveryUnavailable, StateFault, TryLater, ViewFault
+from shared.flood import Flood, Reason, name_of
+from shared.gate import Gate
+from shared.ledger import Entry, Ledger
+from shared.mapping import FUTURE, Bad, Mapper, Operation
+from shared.people import People
+from shared.run import Run
+from shared.settings import Settings
+from shared.source import Page, View, position_of
+from shared.state import Mark, State
+from shared.syncs import Kind
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A page whose operations are on their way. `again` are those that were sent before and are not ledgered anew."""
+
+    page: Page
+    bad: Bad
+    operations: list[Operation]
+    again: list[Operation]
+    already_sent: list[Operation]
+    sending: Sending | None
+
+    @property
+    def batches(self) -> int:
+        """A page of which nothing is sent counts as one too: memory holds few pages."""
+        return self.sending.batches if self.sending else 1
+
+
+class Delivery:
+    """Delivers pages of one view. For one run, while it holds the sync's lease; a context manager.
+
+    `backfill_before`: see Mapper.map. Without `flood` nothing is one. Raises what its parts raise, and ViewFault where
+    a page is a flood of dead letters.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        view: View,
+        settings: Settings,
+        state: State,
+        mark: Mark,
+        gate: Gate,
+        flood: Flood | None,
+        backfill_before: int | None,
+    ) -> None:
+        self._run = run
+        self._view = view
+        self._sync = view.sync
+        self._settings = settings
+        self._state = state
+        self._mark = mark
+        self._gate = gate
+        self._flood = flood
+        self._backfill_before = backfill_before
+        self._people = People(state)
+        self._met_people = False
+        self._ledger: Ledger | None = None
+        self._client: CustomerIo | None = None
+        self._dead_letters = DeadLetters(state.container, self._sync, run.run, settings.dead_letter_days)
+        self.drift = Drift(state, view, settings, first=mark.began is not None)
+        self._mapper = self._new_mapper()
+
+    def __enter__(self) -> "Delivery":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._client is not None:
+            self._client.close()
+            self._run.requests = self._client.requests
+
+    def _new_mapper(self) -> Mapper:
+        return Mapper(self._view, self._settings, {name.lower() for name in self.drift.withheld})
+
+    def client(self) -> CustomerIo:
+        """The client, once the workspace is known to be the one that the state belongs to."""
+        if self._client is None:
+            # a removal has to reach exactly those whom everything else must not reach any more
+            guard = None if self._sync.kind is Kind.REMOVAL else self._people.barred
+            self._client = CustomerIo(self._settings, guard)
+            known = self._mark.identity
+            self._state.check(known, replace(known, workspace=self._client.workspace()))
+        return self._client
+
+    def send(self, page: Page) -> Sent:
+        """Send what of a page is to be sent."""
+        run = self._run
+        if not page.rows:
+            return Sent(page, {}, [], [], [], None)
+        if not self._met_people:
+            self._met_people = True
+            self._people.refresh()
+            if self._mark.knows_people and not self._people.exists():
+                raise StateFault(
+                    f"people.json is gone from the container {self._state.name}, so nobody knows who was removed."
+                    " Nothing was sent. Restore that blob (soft delete, versions)."
+                )
+        if self.drift.look(page):
+            self._mapper = self._new_mapper()
+        mapped = self._mapper.map(page, self._backfill_before, self._people.primaries)
+        run.vanished += mapped.vanished
+        run.merged += mapped.merged
+        run.invalid_emails += mapped.invalid_emails
+        self._refuse_flood(len(page.rows), mapped.bad.values())
+        operations, bad = mapped.operations, mapped.bad
+        before: list[Operation] = []
+        again: list[Operation] = []
+        if operations and self._sync.kind is not Kind.PROFILE:
+            if self._ledger is None:
+                self._ledger = Ledger(self._state.container, self._sync, run.run, self._mark.ledgered)
+            unsent = self._ledger.unsent([(operation.day, operation.digest) for operation in operations])
+            before = list(compress(operations, [not new for new in unsent]))
+            operations = list(compress(operations, unsent))
+            run.already_sent += len(before)
+        match self._sync.kind:
+            case Kind.EVENT:
+                operations = [one for one in operations if self._may_go(one, page.fetched_at)]
+            case Kind.MERGE if operations:
+                refused = identity.prepare_merges(operations, self._people, self._settings)
+                self._release(one for one in operations if one.row in refused)
+                operations = [one for one in operations if one.row not in refused]
+                bad = bad | refused
+            case Kind.REMOVAL:
+                again = identity.deletions_to_repeat(before, self._people)
+                identity.prepare_removals(operations, self._people, self._state, run.run, self._settings)
+                run.repeated += len(again)
+        sending = None
+        if operations or again:
+            sending = self.client().send([Group(one.person, one.payloads) for one in (*operations, *again)])
+            run.operations += sum(len(one.payloads) for one in (*operations, *again))
+        return Sent(page, bad, operations, again, before, sending)
+
+    def _may_go(self, event: Operation, now: int) -> bool:
+        if (reason := self._gate.holds(event.time, now)) is None:
+            return True
+        self._run.hold(reason)
+        self._release([event])
+        return False
+
+    def _release(self, operations: Iterable[Operation]) -> None:
+        if self._ledger is not None:
+            self._ledger.release([(one.day, one.digest) for one in operations])
+
+    def account(self, sent: Sent) -> int:
+        """Make a page's outcome durable: the ledger, then the dead letters. Returns the number of ids newly ledgered.
+
+        Raises what made the client give up where the fate of an operation is unknown: what was accepted is ledgered.
+        """
+        run = self._run
+        failures = [self._failure(sent.page, row, field, reason) for row, (field, reason) in sent.bad.items()]
+        accepted: list[Entry] = []
+        failed: list[Entry] = []
+        delivered = {_key(sent.page, one) for one in sent.already_sent}
+        rejections: list[Reason] = []
+        refused: list[Operation] = []
+        unknown = merged_meanwhile = False
+        all_fates = sent.sending.wait() if sent.sending else []
+        for operation, fates in zip((*sent.operations, *sent.again), all_fates, strict=True):
+            for part, fate in enumerate(fates, 1):
+                if isinstance(fate, Rejection):
+                    run.rejected += 1
+                    reason = (fate.field, f"Customer.io: {fate.reason}")
+                    failures.append(self._failure(sent.page, operation.row, *reason))
+                    if part == len(fates):  # an identify comes no second time when its event was accepted
+                        rejections.append(reason)
+                        refused.append(operation)
+                elif fate is None:
+                    run.accepted += 1
+                elif isinstance(fate, Barred):
+                    run.operations -= 1
+                    merged_meanwhile = merged_meanwhile or fate is Barred.MERGED
+                else:
+                    unknown = True
+            if fates[-1] is Barred.REMOVED:
+                run.hold("removed")
+            if fates[-1] is None:
+                delivered.add(_key(sent.page, operation))
+            (accepted if fates[-1] is None else failed).append((operation.day, operation.digest))
+        if self._ledger is not None:
+            again = {(one.day, one.digest) for one in sent.again}
+            accepted = [entry for entry in accepted if entry not in again]
+            self._ledger.record(accepted)
+            self._ledger.release(failed)
+        if self._sync.kind is Kind.MERGE and refused:
+            self._people.part([one.secondary[1] for one in refused if one.secondary and one.secondary[0] == "id"])
+        if unknown and self._client is not None and self._client.failure is not None:
+            raise self._client.failure
+        if merged_meanwhile:
+            raise DeliveryUnavailable(
+                "Somebody of this page was merged into another person while it was sent. Nothing is lost: the next pass"
+                " goes on from the mark, and to the right person."
+            )
+        self._refuse_flood(0, rejections)
+        run.dead_letters += self._set_aside(failures, delivered)
+        return len(accepted) if self._ledger is not None else 0
+
+    def note_accepted(self, sent: Sent) -> None:
+        """Of a page that cannot be accounted for, the ledger learns what was accepted: it may be ahead of the mark."""
+        if self._ledger is not None and sent.sending is not None:
+            fates = zip(sent.operations, sent.sending.wait(), strict=False)  # those sent again are ledgered
+            with suppress(TryLater):
+                self._ledger.record([(one.day, one.digest) for one, parts in fates if parts[-1] is None])
+
+    @property
+    def knows_people(self) -> bool:
+        """Whether there is a record of people who were removed or merged."""
+        return self._mark.knows_people or self._people.exists()
+
+    def fold(self) -> None:
+        """Put the ledger and the dead letters in order, at the end of a run."""
+        if self._ledger is not None:
+            self._ledger.fold()
+        self._dead_letters.fold()
+
+    def _failure(self, page: Page, row: int, field: str | None, reason: str) -> tuple[str, Failure]:
+        position = position_of(page.rows[row])
+        person = self._mapper.person_of(page.rows[row])
+        return person, Failure(position.key, position.cursor, field, reason, "")
+
+    def _set_aside(self, failures: Sequence[tuple[str, Failure]], delivered: set[str]) -> int:
+        """Note what failed, but nothing of people who were removed. Returns the number of dead letters."""
+        removed = self._people.removed({person for person, _ in failures})
+        letters = []
+        for person, failure in failures:
+            if person in removed:
+                self._run.hold("removed")
+            else:
+                letters.append(failure._replace(person=self._people.hash_of(person) if person else ""))
+        self._dead_letters.record(letters, delivered)
+        return len(letters)
+
+    def _refuse_flood(self, rows: int, reasons: Iterable[Reason]) -> None:
+        reason = self._flood.add(rows, reasons) if self._flood else None
+        if reason is not None:
+            zone = f" SQL_TIME_ZONE ({self._settings.sql_time_zone}) may not be theirs." if reason[1] == FUTURE else ""
+            raise ViewFault(
+                f"{self._view.name}: a fifth of the latest rows or more cannot be sent for one reason, which is"
+                f" {name_of(reason)}.{zone} Correct the view, or release the reason by"
+                f" POST /api/syncs/{self._sync.name}/release."
+            )
+
+
+def _key(page: Page, operation: Operation) -> str:
+    return str(page.rows[operation.row][1])

@@ -1,0 +1,121 @@
+"""The docs say of the code and the views what is so: names, reasons, settings."""
+
+import ast
+import re
+import uuid
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pyodbc
+import pytest
+
+from local import cdnow, services
+from shared import mapping
+from shared.drift import types_of
+from shared.settings import Settings, setting_name
+from shared.source import Source, View, contract_columns
+from shared.syncs import CATALOGUE, Kind
+from tests.conftest import bare_settings
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+DOCS = {path.name: path.read_text() for path in (REPOSITORY / "docs").glob("*.md")}
+
+
+def rows(text: str, heading: str) -> list[list[str]]:
+    """The rows of the first table below a heading, without its head."""
+    table = text.split(f"\n{heading}", 1)[1].split("\n|", 1)[1].split("\n\n", 1)[0]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table.splitlines()[2:]]
+
+
+def quoted(text: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", text)
+
+
+@pytest.fixture(scope="module")
+def reference(sql_server: services.SqlServer) -> Iterator[dict[str, View]]:
+    """The reference views, by the names of their syncs."""
+    name = f"tidemark_{uuid.uuid4().hex[:12]}"
+    text = sql_server.create_database(name)
+    with closing(pyodbc.connect(text, autocommit=True)) as connection:
+        cdnow.create_schema(connection)
+    settings = bare_settings(sql_connection_string=text)
+    with Source(settings) as source:
+        yield {sync.name: View(sync, source.survey(sync), settings) for sync in CATALOGUE}
+    sql_server.drop_database(name)
+
+
+def test_journeys_names_every_event_with_its_properties_and_what_it_sets(reference):
+    told = {
+        event: (quoted(properties), quoted(sets))
+        for events, _, properties, sets in rows(DOCS["journeys.md"], "## Events")
+        for event in quoted(events)
+    }
+    there = {}
+    for sync in CATALOGUE:
+        if sync.kind is Kind.EVENT:
+            names = [one.name for one in reference[sync.name].fields if one.name not in contract_columns(Kind.EVENT)]
+            (script,) = (REPOSITORY / "sql").glob(f"*_{sync.name}.sql")
+            for event in re.findall(r"'([A-Z][a-z]+(?: [A-Z][a-z]+)+)'", script.read_text()):
+                there[event] = (
+                    [name for name in names if not name.startswith(mapping.PERSON)],
+                    [name[len(mapping.PERSON) :] for name in names if name.startswith(mapping.PERSON)],
+                )
+    assert told == there
+
+
+def test_journeys_names_every_attribute_with_its_type(reference):
+    told = {quoted(name)[0]: of_type for name, of_type, _ in rows(DOCS["journeys.md"], "## Attributes")}
+    view = reference["customers"]
+    types = types_of(view, bare_settings())
+    assert told == {one.name: types[one.name] for one in view.fields if one.name != "customer_id"}
+
+
+def test_dead_letters_names_every_reason_for_which_a_row_is_set_aside():
+    told = [reason for cell, _ in rows(DOCS["dead-letters.md"], "## Reasons") for reason in quoted(cell)]
+    assert sorted(told) == sorted(_reasons())
+
+
+def _reasons() -> set[str]:
+    """What the code says of bad rows, with … for what it fills in."""
+    found = set()
+    for module in ("mapping", "identity"):
+        for node in ast.walk(ast.parse((REPOSITORY / "shared" / f"{module}.py").read_text())):
+            match node:
+                case ast.Assign(targets=[ast.Subscript(value=ast.Name("bad" | "refused"))], value=ast.Tuple([_, why])):
+                    found.add(_text(why))
+                case ast.Call(func=ast.Attribute(ast.Name("bad"), "setdefault"), args=[_, ast.Tuple([_, why])]):
+                    found.add(_text(why))
+    return found
+
+
+def _text(node: ast.expr) -> str:
+    match node:
+        case ast.Constant(value):
+            return str(value)
+        case ast.Name(name):
+            return str(getattr(mapping, name))
+        case ast.JoinedStr(parts):
+            return "".join(_text(part) if isinstance(part, ast.Constant) else "…" for part in parts)
+    raise AssertionError(ast.dump(node))
+
+
+@pytest.mark.parametrize("name", sorted(DOCS))
+def test_a_doc_names_no_setting_that_does_not_exist_and_links_to_what_is_there(name):
+    settings = {setting_name(one) for one in Settings.model_fields} | {sync.schedule_setting for sync in CATALOGUE}
+    assert {one for one in quoted(DOCS[name]) if re.fullmatch(r"[A-Z]+(_[A-Z]+)+", one)} <= settings
+    for link in re.findall(r"\]\(([^)#]+)\)", DOCS[name]):
+        assert (REPOSITORY / "docs" / link).exists(), link
+
+
+def test_the_docs_call_what_the_app_answers():
+    app = (REPOSITORY / "function_app.py").read_text()
+    routes = defaultdict(set)
+    for route, methods in re.findall(r'@app\.route\("([^"]+)", methods=\["(\w+)"\]', app):
+        routes["api/" + route.replace("{sync}", "[a-z_]+")].add(methods)
+    for text in DOCS.values():
+        for command in re.findall(r"^curl (?:.*\\\n)*.*$", text, re.M):
+            (path,) = re.findall(r'azurewebsites\.net/([^"]+)"', command)
+            method = "POST" if "-X POST" in command else "GET"
+            assert any(re.fullmatch(route, path) and method in methods for route, methods in routes.items()), command
