@@ -7,7 +7,7 @@ ready := $(VENV)/.ready .tools/unixodbc .tools/azurite/.ready .tools/cdnow/CDNOW
 
 .PHONY: demo serve test lint docs setup clean
 
-demo: setup  ## purchase histories from SQL Server to Customer.io, twice, and new orders; writes .demo/report.json
+demo: setup  ## purchase histories from SQL Server to Customer.io: everything, nothing, then what changes; writes .demo/report.json
 	@$(python) -m local.demo
 
 serve: setup  ## the same, kept running to play with

@@ -12,10 +12,9 @@ from urllib.parse import quote
 
 import httpx
 from pyrate_limiter import Duration, Limiter, Rate
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
 
 from shared.errors import ConfigurationFault, CredentialFault, DeliveryUnavailable
-from shared.patience import TryAgain, pause, retry_after
+from shared.patience import TIMEOUT, TryAgain, may_pass, retry_after, retrying
 from shared.settings import Settings
 
 log = logging.getLogger("tidemark")
@@ -29,7 +28,6 @@ REQUESTS_PER_SECOND = 10
 """Customer.io's limit on the App API, for all that read a workspace together."""
 
 _PAGE = 100  # the most ids, and the most lines of the activity log, that one request may ask for
-_TIMEOUT = httpx.Timeout(30.0, connect=10.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +71,7 @@ class AppApi:
             base_url=settings.customerio_app_url or APP_URLS[settings.customerio_region],
             # as bytes: a key that was pasted with a character beyond ASCII is for Customer.io to refuse
             headers={b"Authorization": b"Bearer " + key.encode(), b"User-Agent": b"tidemark"},
-            timeout=_TIMEOUT,
+            timeout=TIMEOUT,
         )
         self._limiter = Limiter(Rate(REQUESTS_PER_SECOND, Duration.SECOND))
 
@@ -147,12 +145,7 @@ class AppApi:
     def _ask(self, method: str, path: str, also: Collection[int] = (), **content: Any) -> httpx.Response:
         """The answer to a request: 200, or a status of `also`."""
         try:
-            return Retrying(
-                retry=retry_if_exception_type(TryAgain),
-                wait=pause,
-                stop=stop_after_attempt(self._attempts),
-                reraise=True,
-            )(self._request, method, path, also, content)
+            return retrying(self._attempts)(self._request, method, path, also, content)
         except TryAgain as error:
             raise DeliveryUnavailable(str(error)) from None
 
@@ -174,7 +167,7 @@ class AppApi:
                 f"Customer.io's App API refuses the key ({status}). Correct CUSTOMERIO_APP_API_KEY (an App API key,"
                 " which is another than the Track API's), and check that CUSTOMERIO_REGION is the account's."
             )
-        if status in (408, 425, 429) or status >= 500:
+        if may_pass(status):
             raise TryAgain(
                 f"Customer.io's App API keeps answering {status}. The next pass asks again.", retry_after(answer)
             )

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 
 import httpx
 from pyrate_limiter import Duration, Limiter, Rate
-from tenacity import Retrying, retry_if_exception_type, sleep_using_event, stop_after_attempt
+from tenacity import sleep_using_event
 
 from shared.errors import ConfigurationFault, CredentialFault, DeliveryUnavailable, TidemarkError
-from shared.patience import TryAgain, pause, retry_after
+from shared.patience import TIMEOUT, TryAgain, may_pass, retry_after, retrying
 from shared.settings import Settings
 
 TRACK_URLS = {"us": "https://track.customer.io", "eu": "https://track-eu.customer.io"}
@@ -27,7 +27,6 @@ TRACK_URLS = {"us": "https://track.customer.io", "eu": "https://track-eu.custome
 BATCH_BYTES = 475_000
 """The most bytes of a request's body: the limit is 500 kB, and the vendor's own client keeps this margin."""
 
-_TIMEOUT = httpx.Timeout(30.0, connect=10.0)
 _HEAD, _TAIL = b'{"batch":[', b"]}"
 
 
@@ -90,7 +89,7 @@ class CustomerIo:
         self._http = httpx.Client(
             base_url=settings.customerio_track_url or TRACK_URLS[self._region],
             auth=(settings.customerio_site_id, settings.customerio_api_key.get_secret_value()),
-            timeout=_TIMEOUT,
+            timeout=TIMEOUT,
             limits=httpx.Limits(max_connections=settings.customerio_batches_in_flight),
             headers={"Content-Type": "application/json", "User-Agent": "tidemark"},
         )
@@ -111,6 +110,7 @@ class CustomerIo:
         """Give up what is still to be sent, and end."""
         self._give_up(DeliveryUnavailable("The pass has ended."))
         self._pool.shutdown(cancel_futures=True)
+        self._limiter.close()  # or its thread outlives it
         self._http.close()
 
     def workspace(self) -> str:
@@ -212,13 +212,8 @@ class CustomerIo:
 
     def _retrying(self, method: str, path: str, groups: Sequence[Group] = ()) -> httpx.Response:
         """The answer to a request: 200, 207, 400 or 413. Raises TryAgain when patience ends, _Held, or a StopRun."""
-        return Retrying(
-            retry=retry_if_exception_type(TryAgain),
-            wait=pause,
-            stop=stop_after_attempt(self._attempts),
-            sleep=sleep_using_event(self._given_up),
-            reraise=True,
-        )(self._request, method, path, groups)
+        sleep = sleep_using_event(self._given_up)
+        return retrying(self._attempts, sleep)(self._request, method, path, groups)
 
     def _request(self, method: str, path: str, groups: Sequence[Group]) -> httpx.Response:
         if self._failure:
@@ -246,7 +241,7 @@ class CustomerIo:
                 f"Customer.io refuses the credentials ({status}). Correct CUSTOMERIO_SITE_ID and CUSTOMERIO_API_KEY"
                 " (the Track API key), and check that CUSTOMERIO_REGION is the account's."
             )
-        if status in (408, 425, 429) or status >= 500:
+        if may_pass(status):
             raise TryAgain(
                 f"Customer.io keeps answering {status}. Nothing is lost: the next pass goes on from the mark.",
                 retry_after(answer),

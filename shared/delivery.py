@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import compress
 
 from shared import identity
+from shared.appapi import AppApi
 from shared.customerio import Barred, CustomerIo, Group, Rejection, Sending
 from shared.deadletters import DeadLetters, Failure
 from shared.drift import Drift
@@ -75,6 +76,7 @@ class Delivery:
         self._met_people = False
         self._ledger: Ledger | None = None
         self._client: CustomerIo | None = None
+        self._app: AppApi | None = None
         self._dead_letters = DeadLetters(state.container, self._sync, run.run, settings.dead_letter_days)
         self.drift = Drift(state, view, settings, first=mark.began is not None)
         self._mapper = self._new_mapper()
@@ -86,6 +88,8 @@ class Delivery:
         if self._client is not None:
             self._client.close()
             self._run.requests = self._client.requests
+        if self._app is not None:
+            self._app.close()
 
     def _new_mapper(self) -> Mapper:
         return Mapper(self._view, self._settings, {name.lower() for name in self.drift.withheld})
@@ -134,7 +138,8 @@ class Delivery:
             case Kind.EVENT:
                 operations = [one for one in operations if self._may_go(one, page.fetched_at)]
             case Kind.MERGE if operations:
-                refused = identity.prepare_merges(operations, self._people, self._settings)
+                self._app = self._app or AppApi(self._settings)
+                refused = identity.prepare_merges(operations, self._people, self._app)
                 self._release(one for one in operations if one.row in refused)
                 operations = [one for one in operations if one.row not in refused]
                 bad = bad | refused

@@ -30,6 +30,7 @@ _DATE = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d+)?)?)?(Z|[+-]\d\d:
 # neither leading zeros nor more digits than a number has: such texts are codes
 _NUMBER = re.compile(r"-?(0|[1-9]\d{0,14})(\.\d+)?")
 _CURSOR = "(cursor)"
+_ZONED = "timestamp with a zone"
 
 _TYPES = {
     Form.TEXT: "text",
@@ -65,19 +66,24 @@ _Registry = dict[str, _Types]
 
 
 def types_of(view: View, settings: Settings) -> dict[str, str]:
-    """The type of each column of a view, and of its cursor: what drifts when it changes. Decimals and integers are one
-    type, as they are for Customer.io; ids are told apart as SQL Server orders and writes them."""
+    """The type of each column of a view, and of its cursor: what drifts when it changes.
+
+    Decimals and integers are one type, as they are for Customer.io. Of the contract's own columns those are told apart
+    that SQL Server orders or writes differently: ids, and times with and without a zone.
+    """
     ids = set(contract_columns(view.sync.kind))
     types = {}
     for one in view.fields:
         if one.name.lower() in ids and view.field_type(one) == "uniqueidentifier":
             types[one.name] = "uniqueidentifier"
+        elif one.name.lower() in ids and one.form is Form.INSTANT:  # without a zone it would be another moment
+            types[one.name] = _ZONED
         elif one.form is Form.TEXT and one.name in settings.json_columns:
             types[one.name] = "nested"
         else:
             types[one.name] = _TYPES[one.form]
-    zone = " with a zone" if view.cursor.type == "datetimeoffset" else ""
-    types[_CURSOR] = "row version" if view.by_row_version else f"timestamp{zone}"
+    zoned = view.cursor.type == "datetimeoffset"
+    types[_CURSOR] = "row version" if view.by_row_version else _ZONED if zoned else "timestamp"
     return types
 
 
@@ -101,6 +107,7 @@ class Drift:
             )
         known = registry.get(view.sync.name, _Types(view.sync.kind))
         self._notes: list[str] = []
+        self._gone: set[str] = set()
         self.withheld: dict[str, str] = {}
         self._new = [name for name in self._types if name not in known.columns]
         self._looked = not self._new and not known.disguised
@@ -122,6 +129,7 @@ class Drift:
             accept = self._how_to_accept(name)
             conditions = f"{_subject(self._sync, name)} ({_CONDITIONS.get(was, 'any')})"
             if now is None:
+                self._gone.add(name)
                 self._notes.append(
                     f"Column {name} of {self._view.name} is gone, and Customer.io keeps the last values: bring it back;"
                     f" or re-check the conditions on {conditions} and {accept}."
@@ -131,6 +139,11 @@ class Drift:
                     f"Column {name} of {self._view.name} was {was} and is {now} now: it is not sent. Convert it back in"
                     f" the view; or, if it is meant, re-check the conditions on {conditions} and {accept}."
                 )
+
+    @property
+    def without(self) -> set[str]:
+        """The columns that should be sent and are not: withheld, or gone from the view."""
+        return self._gone | self.withheld.keys()
 
     def look(self, page: Page) -> bool:
         """See a page before it is mapped; at the first, record the types of new columns. Whether `withheld` grew."""

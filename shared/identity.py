@@ -23,26 +23,25 @@ _PATIENCE = 30.0
 _PAUSE = 3.0
 
 
-def prepare_merges(operations: Sequence[Operation], people: People, settings: Settings) -> Bad:
+def prepare_merges(operations: Sequence[Operation], people: People, app: AppApi) -> Bad:
     """Make sure that the primaries exist, and record the merges. Returns those that cannot be: {row: column, reason}.
 
     An address is merged only where its profile has no id: somebody else than Tidemark made it.
-    Raises ConfigurationFault where CUSTOMERIO_APP_API_KEY is missing, and what AppApi raises.
+    Raises what AppApi raises.
     """
     refused: Bad = {}
-    with AppApi(settings) as app:
-        missing = _missing({operation.person for operation in operations}, app)
-        for operation in operations:
-            kind, who = operation.secondary or ("id", "")
-            if operation.person in missing:
-                refused[operation.row] = ("primary_customer_id", "not at Customer.io: nothing can be merged into it")
-            elif kind == "email" and any(
-                holder.id is not None and holder.id != operation.person for holder in app.holders(who)
-            ):
-                refused[operation.row] = (
-                    "secondary_email",
-                    "the profile of this address has an id: merge it by secondary_customer_id",
-                )
+    missing = _missing({operation.person for operation in operations}, app)
+    for operation in operations:
+        kind, who = operation.secondary or ("id", "")
+        if operation.person in missing:
+            refused[operation.row] = ("primary_customer_id", "not at Customer.io: nothing can be merged into it")
+        elif kind == "email" and any(
+            holder.id is not None and holder.id != operation.person for holder in app.holders(who)
+        ):
+            refused[operation.row] = (
+                "secondary_email",
+                "the profile of this address has an id: merge it by secondary_customer_id",
+            )
     people.merge(
         {
             operation.secondary[1]: operation.person

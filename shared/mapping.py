@@ -36,6 +36,7 @@ DIGEST_BYTES = 16
 SECONDS_PER_DAY = 86_400
 FUTURE = "more than five minutes in the future"
 _LAST_SECOND = 253_402_300_799  # of the year 9999
+_YEAR_2100 = 4_102_444_800  # created_at beyond it was in milliseconds
 _EXACT_IN_JAVASCRIPT = 2**53
 _REMOVALS = {"delete": "delete", "suppress": "suppress", "restore": "unsuppress"}
 PERSON = "person."
@@ -120,7 +121,7 @@ class Mapper:
         # a row starts with cursor and key
         self._columns = {field.name.lower(): (index, field) for index, field in enumerate(view.fields, start=2)}
         self._nested = settings.json_columns
-        self._cleared = settings.clear_when_null
+        self._cleared = {name for name in settings.clear_when_null if len(name.encode()) <= NAME_BYTES}
         self._owns_consent = settings.sql_owns_consent
         if view.sync.kind not in (Kind.PROFILE, Kind.EVENT):
             return  # these views have no columns but the contract's own
@@ -141,6 +142,10 @@ class Mapper:
                 self._refuse(
                     field, "unsubscribed must have this name and be a bit, for any value but true resubscribes"
                 )
+            if lower in ("email", "phone") and (field.form is not Form.TEXT or name in self._nested):
+                self._refuse(field, "Customer.io takes only text for it")
+            if lower == "created_at" and field.form not in (Form.WALL_TIME, Form.INSTANT, Form.WHOLE, Form.LONG):
+                self._refuse(field, "Customer.io takes only a moment for it: a datetime2, or whole unix seconds")
         for _, field, name in self._values if event else ():
             if name.lower() in _HEADERS:
                 self._refuse(field, "on an event it would overwrite the header of every message")
@@ -148,7 +153,9 @@ class Mapper:
                 self._refuse(field, "Tidemark itself sends a property of this name with every event")
 
     def _refuse(self, field: Field, why: str) -> None:
-        raise ViewFault(f"Column {field.name} of {self._view.name} cannot be sent: {why}. Rename it in the view.")
+        raise ViewFault(
+            f"Column {field.name} of {self._view.name} cannot be sent: {why}. Rename or convert it in the view."
+        )
 
     def map(
         self,
@@ -334,7 +341,7 @@ class Mapper:
         for row, text in enumerate(texts):
             if not text.strip() and row not in skip:
                 bad.setdefault(row, (name, "NULL or empty"))
-            elif len(text) * 3 > limit and len(text.encode("utf-8", "surrogatepass")) > limit:
+            elif len(text) * 4 > limit and len(text.encode("utf-8", "surrogatepass")) > limit:
                 bad.setdefault(row, (name, f"longer than {limit} bytes"))
         return texts
 
@@ -385,7 +392,7 @@ class Mapper:
                     for row, value in enumerate(values):
                         if value is not None and value[:1] in ("{", "[") and _is_json(value):
                             bad.setdefault(row, (field.name, "JSON: nested values are refused"))
-                    if max((len(value) for value in values if value is not None), default=0) * 3 > VALUE_BYTES:
+                    if max((len(value) for value in values if value is not None), default=0) * 4 > VALUE_BYTES:
                         for row, value in enumerate(values):
                             if value is not None and len(value.encode("utf-8", "surrogatepass")) > VALUE_BYTES:
                                 bad.setdefault(row, (field.name, f"longer than {VALUE_BYTES} bytes"))
@@ -407,6 +414,10 @@ class Mapper:
                     values = [value or None for value in values]
                 case _:
                     values = self._unix_seconds(field, values)
+            if of_person and name == "created_at":
+                for row, value in enumerate(values):
+                    if value is not None and not (isinstance(value, int) and 0 <= value <= _YEAR_2100):
+                        bad.setdefault(row, (field.name, "before the year 1970 or after 2100"))
             checked.append(values)
         return checked, invalid_emails
 
@@ -419,9 +430,17 @@ class Mapper:
             except (orjson.JSONDecodeError, UnicodeEncodeError):
                 bad.setdefault(row, (field.name, "not JSON, though JSON_COLUMNS names the column"))
                 parsed.append(None)
-            if value is not None and self._view.sync.kind is Kind.PROFILE and len(value.encode()) > VALUE_BYTES:
+            # as it will be sent: 1e15 becomes 1000000000000000.0
+            if value is not None and self._view.sync.kind is Kind.PROFILE and _is_long(parsed[-1]):
                 bad.setdefault(row, (field.name, f"longer than {VALUE_BYTES} bytes"))
         return parsed
+
+
+def _is_long(nested: Any) -> bool:
+    try:
+        return len(orjson.dumps(nested)) > VALUE_BYTES
+    except orjson.JSONEncodeError:  # too deep: _encode says so
+        return False
 
 
 def _is_address(text: str) -> bool:

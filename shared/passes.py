@@ -20,6 +20,7 @@ from datetime import datetime
 from shared import drift, identity, readback, surge
 from shared.customerio import CustomerIo
 from shared.delivery import Delivery, Sent
+from shared.drift import Drift
 from shared.errors import Busy, NotLive, StateFault, TidemarkError, TryLater, ViewFault
 from shared.flood import Flood
 from shared.gate import Gate
@@ -174,11 +175,10 @@ class _Pass:
         self._known = set(SortedIds(mark.recent))
         self._met: set[bytes] = set()
         self._judged = False
-        self._started_at = mark.position
+        self._started_at = self._begin_at = mark.position
 
     def run(self) -> None:
         result, mark, view = self._result, self._claim.mark, self._view
-        start = self._start()
         if self._sync.after and not self._follow(self._sync.after):
             result.outcome = "waiting"
             result.message = f"{self._sync.name} waits until {self._sync.after} has sent everything once."
@@ -197,20 +197,24 @@ class _Pass:
             if mark.account != _account_digest(self._settings):
                 delivery.client()
             self._read_back()
-            pages = self._source.pages(view, "walk" if mark.walking else "changed", start, self._until)
+            self._begin_at = self._start(delivery.drift)
+            pages = self._source.pages(view, "walk" if mark.walking else "changed", self._begin_at, self._until)
             complete = self._deliver(
                 delivery, identity.nobody_twice(pages, view) if self._sync.kind is Kind.REMOVAL else pages
             )
             if complete:
                 delivery.drift.settle()
-                self._finish()
+                self._finish(delivery.drift)
             delivery.fold()
             self._say(delivery.drift, count=complete and mark.began is not None)
 
-    def _start(self) -> Position | None:
+    def _start(self, drift: Drift) -> Position | None:
         """Where to start reading."""
         mark, view = self._claim.mark, self._view
         start = mark.behind if self._sync.kind is Kind.REMOVAL else mark.position
+        if mark.incomplete and not drift.without.issuperset(mark.without):
+            start = mark.incomplete
+            self._known.clear()  # they are known without the columns that may go now
         if start and start.cursor and start.cursor > self._bound:
             if view.by_row_version:
                 raise StateFault(
@@ -282,17 +286,17 @@ class _Pass:
 
     def _account(self, delivery: Delivery, one: _OnItsWay) -> None:
         ledgered = delivery.account(one.sent)
-        self._advance(one, ledgered, delivery.knows_people)
+        self._advance(one, ledgered, delivery)
 
     def _refuse_surge(self, page: Page) -> None:
         """Raise ViewFault before a pass touches too many people, or empties an attribute for too many."""
         mark, settings = self._claim.mark, self._settings
         if mark.began is not None:
             return
-        if not self._judged and len(page.rows) >= min(surge.LEAST, settings.page_size):
-            self._judged = True
+        if not self._judged and len(page.rows) >= min(surge.LEAST, settings.page_size - 1):
+            self._judged = True  # by its first page: of a full one the last row waits for the next
             if surge.MASS_CHANGE not in mark.released:
-                changed = self._source_count(self._view.count_changed(mark.position, self._until)) - len(self._known)
+                changed = self._source_count(self._view.count_changed(self._begin_at, self._until)) - len(self._known)
                 people = self._source_count(self._view.count_all())
                 if surge.is_mass(changed, people, settings.mass_change_percent):
                     raise ViewFault(
@@ -301,7 +305,7 @@ class _Pass:
                         f" sent. {self._how_to_release(surge.MASS_CHANGE)}"
                     )
         rows = [row for row in page.rows if any(value is not None for value in row[2:])]  # not who has vanished
-        if len(rows) < surge.LEAST:
+        if len(rows) < surge.LARGE_PAGE:
             return
         counts = self._count_empty(rows)
         counts = {name: count for name, count in counts.items() if surge.EMPTIED + name not in mark.released}
@@ -338,7 +342,7 @@ class _Pass:
             return
         self._claim.save(replace(mark, unchecked=None))
 
-    def _say(self, drift: drift.Drift, count: bool) -> None:
+    def _say(self, drift: Drift, count: bool) -> None:
         """Put into the run's message what a person should know of the view; `count`: also rows without cursor."""
         says = [self._result.message] if self._result.message else []
         says += drift.notes()
@@ -397,7 +401,7 @@ class _Pass:
             )
         return True
 
-    def _advance(self, one: _OnItsWay, ledgered: int, knows_people: bool) -> None:
+    def _advance(self, one: _OnItsWay, ledgered: int, delivery: Delivery) -> None:
         mark = self._claim.mark
         page = one.sent.page
         last = page.last
@@ -421,6 +425,9 @@ class _Pass:
                 empty = {name: count + empty.get(name, 0) for name, count in counts.items()}
             if one.sent.operations and self._sync.kind is Kind.PROFILE and mark.unchecked is None:
                 mark = replace(mark, unchecked=page.read_at)
+            if self._sync.kind is Kind.PROFILE and mark.began is None and delivery.drift.without:
+                without = sorted(delivery.drift.without.union(mark.without))
+                mark = replace(mark, incomplete=mark.incomplete or mark.position, without=without)
             self._claim.save(
                 replace(
                     mark,
@@ -429,12 +436,12 @@ class _Pass:
                     account=_account_digest(self._settings),
                     first_rows=rows,
                     first_empty=empty,
-                    knows_people=knows_people,
+                    knows_people=delivery.knows_people,
                     recent=b"".join(sorted(self._known)),
                 )
             )
 
-    def _finish(self) -> None:
+    def _finish(self, drift: Drift) -> None:
         """The view was read to its end: the mark moves to the bound, and remembers only what lies beyond it."""
         mark = self._claim.mark
         done = replace(mark, walking=None, began=None)
@@ -448,6 +455,9 @@ class _Pass:
         elif len(self._met) * DIGEST_BYTES < len(mark.recent):
             # the mark must pass what it no longer remembers
             done = replace(done, position=Position(self._horizon, None), recent=b"".join(sorted(self._met)))
+        if mark.incomplete:
+            left = [name for name in mark.without if name in drift.without]
+            done = replace(done, incomplete=mark.incomplete if left else None, without=left)
         if self._sync.kind is Kind.REMOVAL:
             done = replace(done, behind=self._started_at)
         if not mark.walking:  # a walk has read what was there when it began

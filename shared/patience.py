@@ -1,10 +1,15 @@
 """How long Customer.io is waited for: what it asks for by Retry-After, else exponential back-off with jitter."""
 
+import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 import httpx
-from tenacity import RetryCallState, wait_exponential_jitter
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
+
+TIMEOUT = httpx.Timeout(30.0, connect=10.0)
+"""Of one request, in seconds."""
 
 _LONGEST_PAUSE = 30.0  # seconds
 _LONGEST_ASKED_FOR = 120.0  # seconds
@@ -20,8 +25,23 @@ class TryAgain(Exception):
         self.after = after
 
 
-def pause(state: RetryCallState) -> float:
-    """Seconds until the next try: a wait strategy for tenacity."""
+def retrying(attempts: int, sleep: Callable[[float], None] = time.sleep) -> Retrying:
+    """Calls a function until it raises TryAgain no more; after so many attempts its last one goes through."""
+    return Retrying(
+        retry=retry_if_exception_type(TryAgain),
+        wait=_pause,
+        stop=stop_after_attempt(attempts),
+        sleep=sleep,
+        reraise=True,
+    )
+
+
+def may_pass(status: int) -> bool:
+    """Whether an answer with this HTTP status may be another next time."""
+    return status in (408, 425, 429) or status >= 500
+
+
+def _pause(state: RetryCallState) -> float:
     error = state.outcome.exception() if state.outcome else None
     if isinstance(error, TryAgain) and error.after is not None:
         return error.after

@@ -77,6 +77,8 @@ class Mark:
     is not over, how far it will have.
     `unchecked` is since when (unix seconds) nobody has asked Customer.io which changes of an address it did not take.
     `first_rows` is how many rows the first pass has read, `first_empty` how often an attribute was empty in them.
+    `incomplete` (profiles only) is where the mark stood when `without` columns were first left out because their types
+    had changed: once they may go, what has changed since is sent again.
     `knows_people` is whether people.json was there: then it must be.
     `recent` (updated_at only) are the digests, 16 bytes each, of rows beyond the position that are accounted for.
     """
@@ -95,6 +97,8 @@ class Mark:
     unchecked: int | None = None
     first_rows: int = 0
     first_empty: Mapping[str, int] = field(default_factory=dict)
+    incomplete: Position | None = None
+    without: Sequence[str] = ()
     knows_people: bool = False
     recent: bytes = field(default=b"", repr=False)
 
@@ -107,22 +111,24 @@ class Mark:
         """Read a stored mark; `name` is the blob's. Raises StateFault."""
         try:
             stored = json.loads(text)
-            position, behind, seen = stored["position"], stored["behind"], stored["seen"]
+            seen = stored["seen"]
             return cls(
                 identity=Identity(**stored["identity"]),
                 strategy=stored["strategy"],
-                position=Position(**position) if position else None,
+                position=_position(stored["position"]),
                 walking=stored["walking"],
                 ledgered=int(stored["ledgered"]),
                 began=stored["began"],
                 start=stored["start"],
                 account=stored["account"],
                 released=tuple(stored["released"]),
-                behind=Position(**behind) if behind else None,
+                behind=_position(stored["behind"]),
                 seen=Seen(**seen) if seen else None,
                 unchecked=stored["unchecked"],
                 first_rows=int(stored["first_rows"]),
                 first_empty=dict(stored["first_empty"]),
+                incomplete=_position(stored["incomplete"]),
+                without=tuple(stored["without"]),
                 knows_people=bool(stored["knows_people"]),
                 recent=bytes.fromhex(stored["recent"]),
             )
@@ -130,6 +136,10 @@ class Mark:
             raise StateFault(
                 f"The mark {name} is damaged. Restore an earlier version of that blob; do not delete it."
             ) from None
+
+
+def _position(stored: Mapping[str, str | None] | None) -> Position | None:
+    return Position(stored["cursor"], stored["key"]) if stored else None
 
 
 @contextmanager

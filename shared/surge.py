@@ -7,7 +7,10 @@ touch everybody, or that finds an attribute emptied for many, waits for a person
 from collections.abc import Mapping, Sequence
 
 LEAST = 1000
-"""Fewer people than these are no surge, and fewer rows no page to judge by."""
+"""Fewer people than these are no surge."""
+
+LARGE_PAGE = 500
+"""Fewer rows than these say nothing about all people."""
 
 MASS_CHANGE = "mass change"
 """What releases a pass that touches too many people."""
@@ -29,7 +32,7 @@ def count_empty(names: Sequence[str], rows: Sequence[Sequence[object]]) -> dict[
 
 def emptied(now: Mapping[str, int], rows: int, before: Mapping[str, int], rows_before: int, percent: int) -> str | None:
     """The first attribute that in these rows is empty by more percentage points more than it was before, if any."""
-    if rows < LEAST or not rows_before:
+    if rows < LARGE_PAGE or not rows_before:
         return None
     for name, count in now.items():
         if name in before and (count / rows - before[name] / rows_before) * 100 > percent:
