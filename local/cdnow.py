@@ -280,6 +280,18 @@ def pause(connection: pyodbc.Connection, now: datetime) -> int:
     return int(person)
 
 
+def forget(connection: pyodbc.Connection, customer_id: int, now: datetime) -> None:
+    """Ask for the removal of a person at `now` (aware), as if by the person, and commit."""
+    (last,) = connection.execute("SELECT MAX(removal_id) FROM shop.customer_removals").fetchone()
+    connection.execute(
+        "INSERT INTO shop.customer_removals (removal_id, customer_id, action, removed_at) VALUES (?, ?, 'delete', ?)",
+        (last or 0) + 1,
+        customer_id,
+        now.astimezone(UTC).replace(tzinfo=None, microsecond=0),
+    )
+    connection.commit()
+
+
 def leave_carts(connection: pyodbc.Connection, customer_id: int, touched_at: datetime) -> int:
     """Add and commit two carts, last touched at `touched_at` (aware): one of that person, one of somebody else.
 

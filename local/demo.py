@@ -316,8 +316,8 @@ def tell_refund_and_pause(shop: Workshop, host: Host, before: Store) -> tuple[di
     return passed, after, refunded
 
 
-def tell_carts(shop: Workshop, host: Host, before: Store, buyer: str) -> tuple[dict[str, Run], Store]:
-    """The buyer has a cart and orders, somebody else has a cart and does not."""
+def tell_carts(shop: Workshop, host: Host, before: Store, buyer: str) -> tuple[dict[str, Run], Store, str]:
+    """The buyer has a cart and orders, somebody else has a cart and does not. Also returns who that is."""
     touched_at = datetime.now(UTC) + timedelta(seconds=CART_SECONDS - 3600)
     with shop.connection() as connection:
         forgetful = str(cdnow.leave_carts(connection, int(buyer), touched_at))
@@ -340,12 +340,29 @@ def tell_carts(shop: Workshop, host: Host, before: Store, buyer: str) -> tuple[d
     expect("the refund flag", (was["refund_flag"], has["refund_flag"]), (True, False))
     tell(f"   Cart Abandoned for person {forgetful} alone, once the hour was over: no row of a cart was touched for it")
     tell(f"   Order Placed for person {buyer}, whose refund_flag it turned off: true -> false")
-    return passed | {"carts, before the hour": updated}, after
+    return passed | {"carts, before the hour": updated}, after, forgetful
+
+
+def tell_removal(shop: Workshop, host: Host, before: Store, person: str) -> tuple[dict[str, Run], Store]:
+    tell(f"7. Person {person} asks to be forgotten; but the shop goes on to change their row")
+    with shop.connection() as connection:
+        cdnow.forget(connection, int(person), datetime.now(UTC))
+        connection.execute("UPDATE shop.customers SET do_not_discount = 1 WHERE customer_id = ?", int(person))
+        connection.commit()
+    removed, held = one_run(shop, host, "removals"), one_run(shop, host, "customers")
+    again = one_run(shop, host, "removals")
+    after = shop.store()
+    expect("the people who are gone from Customer.io", before.people.keys() - after.people.keys(), {person})
+    expect("operations of the customers pass", (held["operations"], held["held"]), (0, {"removed": 1}))
+    expect("deletions that the next pass sends once more", again["repeated"], 1)
+    tell("   Customer.io has deleted the person; the changed row is held back, and nothing brings the person back.")
+    tell("   (the deletion goes once more one pass later, should anything have been on its way)")
+    return {"removals": removed, "customers": held, "removals, again": again}, after
 
 
 def tell_rewritten_orders(shop: Workshop, host: Host, before: Store) -> tuple[dict[str, Run], Store]:
     rewrite = "UPDATE shop.orders SET status = status"
-    tell(f"7. A nightly job rewrites every order without a change: {rewrite}")
+    tell(f"8. A nightly job rewrites every order without a change: {rewrite}")
     with progress(lambda: "rewriting"), shop.connection() as connection:
         connection.execute(rewrite)
         connection.commit()
@@ -372,7 +389,7 @@ def tell_rewritten_orders(shop: Workshop, host: Host, before: Store) -> tuple[di
 
 
 def tell_of_a_person(store: Store, person: str) -> None:
-    tell(f"8. What Customer.io now holds for person {person}")
+    tell(f"9. What Customer.io now holds for person {person}")
     for name, value in sorted(store.people[person].items()):
         kind = {bool: "true/false", int: "number", float: "number", str: "text"}.get(type(value), "?")
         shown = f"{value}  = {moment(value)}" if name.endswith("_at") else json.dumps(value)
@@ -409,11 +426,14 @@ def demo(histories: Path, report: Path) -> None:
             second, store = tell_second_pass(shop, host)
             third, grown = tell_third_pass(shop, host, store)
             late, moved, refunded = tell_refund_and_pause(shop, host, grown)
-            carts, latest = tell_carts(shop, host, moved, refunded)
+            carts, latest, forgetful = tell_carts(shop, host, moved, refunded)
+            removed, latest = tell_removal(shop, host, latest, forgetful)
             rewritten, latest = tell_rewritten_orders(shop, host, latest)
             tell_of_a_person(latest, refunded)
             peak = round(host.peak_mb, 1)
-    dead_letters = sum(total(passed, "dead_letters") for passed in (first, second, third, late, carts, rewritten))
+    dead_letters = sum(
+        total(passed, "dead_letters") for passed in (first, second, third, late, carts, removed, rewritten)
+    )
     expect("dead letters of the whole story", dead_letters, 0)
     figures = {
         "people_at_customerio": len(store.people),

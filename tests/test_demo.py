@@ -70,6 +70,7 @@ def test_the_demo_tells_a_story_that_holds_and_reports_its_figures(histories: Pa
         "subscription_status active -> paused",
         "Cart Abandoned for person",
         "true -> false",
+        "nothing brings the person back",
         f"{ORDERS + 26} orders have a new row version, and no event is sent a second time",
     ):
         assert claim in story

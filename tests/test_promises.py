@@ -860,7 +860,8 @@ def test_one_pass_of_a_sync_at_a_time(deployment, three_orders):
     runs = []
     first = threading.Thread(target=lambda: runs.append(deployment.run("orders")))
     first.start()
-    until(lambda: deployment.container.exists() and "syncs/orders/mark.json" in deployment.blobs("syncs/"))
+    mark = deployment.container.get_blob_client("syncs/orders/mark.json")
+    until(lambda: mark.exists() and mark.get_blob_properties().lease.state == "leased")
     second = deployment.run("orders")
     first.join()
     assert second.outcome == "busy"
