@@ -15,11 +15,11 @@ from shared.appapi import AppApi
 from shared.customerio import Barred, CustomerIo, Group, Rejection, Sending
 from shared.deadletters import DeadLetters, Failure
 from shared.drift import Drift
-from shared.errors import DeliveryUnavailable, StateFault, TryLater, ViewFault
-from shared.flood import Flood, Reason, name_of
+from shared.errors import TryLater, ViewFault
+from shared.flood import Flood, Reason
 from shared.gate import Gate
 from shared.ledger import Entry, Ledger
-from shared.mapping import FUTURE, Bad, Mapper, Operation
+from shared.mapping import FUTURE, Bad, Mapper, Operation, repeat_digest
 from shared.people import People
 from shared.run import Run
 from shared.settings import Settings
@@ -30,13 +30,12 @@ from shared.syncs import Kind
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """A page whose operations are on their way. `again` are those that were sent before and are not ledgered anew."""
+    """A page whose operations are on their way. `settled` are the keys of rows that need nothing sent any more."""
 
     page: Page
     bad: Bad
     operations: list[Operation]
-    again: list[Operation]
-    already_sent: list[Operation]
+    settled: set[str]
     sending: Sending | None
 
     @property
@@ -70,7 +69,7 @@ class Delivery:
         self._state = state
         self._mark = mark
         self._gate = gate
-        self._flood = flood
+        self.flood = flood
         self._backfill_before = backfill_before
         self._people = People(state)
         self._met_people = False
@@ -108,50 +107,61 @@ class Delivery:
         """Send what of a page is to be sent."""
         run = self._run
         if not page.rows:
-            return Sent(page, {}, [], [], [], None)
+            return Sent(page, {}, [], set(), None)
         if not self._met_people:
             self._met_people = True
             self._people.refresh()
-            if self._mark.knows_people and not self._people.exists():
-                raise StateFault(
-                    f"people.json is gone from the container {self._state.name}, so nobody knows who was removed."
-                    " Nothing was sent. Restore that blob (soft delete, versions)."
-                )
         if self.drift.look(page):
             self._mapper = self._new_mapper()
         mapped = self._mapper.map(page, self._backfill_before, self._people.primaries)
         run.vanished += mapped.vanished
-        run.merged += mapped.merged
+        run.merged += len(mapped.merged)
         run.invalid_emails += mapped.invalid_emails
         self._refuse_flood(len(page.rows), mapped.bad.values())
-        operations, bad = mapped.operations, mapped.bad
-        before: list[Operation] = []
-        again: list[Operation] = []
-        if operations and self._sync.kind is not Kind.PROFILE:
-            if self._ledger is None:
-                self._ledger = Ledger(self._state.container, self._sync, run.run, self._mark.ledgered)
-            unsent = self._ledger.unsent([(operation.day, operation.digest) for operation in operations])
-            before = list(compress(operations, [not new for new in unsent]))
-            operations = list(compress(operations, unsent))
-            run.already_sent += len(before)
+        bad, settled = mapped.bad, {_key(page, row) for row in mapped.merged}
+        operations, before = self._unsent(mapped.operations)
+        run.already_sent += len(before)
+        settled |= {_key(page, one.row) for one in before}
         match self._sync.kind:
             case Kind.EVENT:
                 operations = [one for one in operations if self._may_go(one, page.fetched_at)]
-            case Kind.MERGE if operations:
-                self._app = self._app or AppApi(self._settings)
-                refused = identity.prepare_merges(operations, self._people, self._app)
-                self._release(one for one in operations if one.row in refused)
-                operations = [one for one in operations if one.row not in refused]
-                bad = bad | refused
+            case Kind.MERGE:
+                if operations:
+                    self._app = self._app or AppApi(self._settings)
+                    merges = identity.check_merges(operations, self._people, self._app)
+                    self._release(one for one in operations if one not in merges.ready)
+                    self._refuse_flood(0, merges.refused.values())
+                    identity.record_merges(merges.ready, self._people)
+                    operations, bad = merges.ready, bad | merges.refused
+                    settled |= {_key(page, one.row) for one in merges.done}
+                operations = operations + self._again(before)
             case Kind.REMOVAL:
-                again = identity.deletions_to_repeat(before, self._people)
-                identity.prepare_removals(operations, self._people, self._state, run.run, self._settings)
-                run.repeated += len(again)
+                again = self._again(before)
+                identity.record_removals(operations, self._people)
+                identity.purge_removed(operations, self._people, self._state, run.run, self._settings)
+                operations = operations + again
         sending = None
-        if operations or again:
-            sending = self.client().send([Group(one.person, one.payloads) for one in (*operations, *again)])
-            run.operations += sum(len(one.payloads) for one in (*operations, *again))
-        return Sent(page, bad, operations, again, before, sending)
+        if operations:
+            sending = self.client().send([Group(one.person, one.payloads) for one in operations])
+            run.operations += sum(len(one.payloads) for one in operations)
+        return Sent(page, bad, operations, settled, sending)
+
+    def _unsent(self, operations: list[Operation]) -> tuple[list[Operation], list[Operation]]:
+        """Those that the ledger does not know, which are on their way from now on, and those that it does."""
+        if not operations or self._sync.kind is Kind.PROFILE:
+            return operations, []
+        if self._ledger is None:
+            self._ledger = Ledger(self._state.container, self._sync, self._run.run, self._mark.ledgered)
+        unsent = self._ledger.unsent([(operation.day, operation.digest) for operation in operations])
+        return list(compress(operations, unsent)), list(compress(operations, [not new for new in unsent]))
+
+    def _again(self, before: Sequence[Operation]) -> list[Operation]:
+        """Of merges and removals that were sent before, those that go once more, and only once."""
+        again, _ = self._unsent(
+            [replace(one, digest=repeat_digest(one.digest)) for one in identity.to_repeat(before, self._people)]
+        )
+        self._run.repeated += len(again)
+        return again
 
     def _may_go(self, event: Operation, now: int) -> bool:
         if (reason := self._gate.holds(event.time, now)) is None:
@@ -171,14 +181,15 @@ class Delivery:
         """
         run = self._run
         failures = [self._failure(sent.page, row, field, reason) for row, (field, reason) in sent.bad.items()]
+        delivered = set(sent.settled)
         accepted: list[Entry] = []
         failed: list[Entry] = []
-        delivered = {_key(sent.page, one) for one in sent.already_sent}
         rejections: list[Reason] = []
-        refused: list[Operation] = []
-        unknown = merged_meanwhile = False
+        undone: list[Operation] = []
+        merged: list[int] = []
+        unknown = False
         all_fates = sent.sending.wait() if sent.sending else []
-        for operation, fates in zip((*sent.operations, *sent.again), all_fates, strict=True):
+        for operation, fates in zip(sent.operations, all_fates, strict=True):
             for part, fate in enumerate(fates, 1):
                 if isinstance(fate, Rejection):
                     run.rejected += 1
@@ -186,48 +197,43 @@ class Delivery:
                     failures.append(self._failure(sent.page, operation.row, *reason))
                     if part == len(fates):  # an identify comes no second time when its event was accepted
                         rejections.append(reason)
-                        refused.append(operation)
+                        undone.append(operation)
                 elif fate is None:
                     run.accepted += 1
                 elif isinstance(fate, Barred):
                     run.operations -= 1
-                    merged_meanwhile = merged_meanwhile or fate is Barred.MERGED
                 else:
                     unknown = True
             if fates[-1] is Barred.REMOVED:
                 run.hold("removed")
-            if fates[-1] is None:
-                delivered.add(_key(sent.page, operation))
+                undone.append(operation)
+            elif fates[-1] is Barred.MERGED:
+                merged.append(operation.row)
+            elif fates[-1] is None:
+                delivered.add(_key(sent.page, operation.row))
             (accepted if fates[-1] is None else failed).append((operation.day, operation.digest))
         if self._ledger is not None:
-            again = {(one.day, one.digest) for one in sent.again}
-            accepted = [entry for entry in accepted if entry not in again]
             self._ledger.record(accepted)
             self._ledger.release(failed)
-        if self._sync.kind is Kind.MERGE and refused:
-            self._people.part([one.secondary[1] for one in refused if one.secondary and one.secondary[0] == "id"])
+        if self._sync.kind is Kind.MERGE and undone:
+            self._people.part(identity.secondary_ids(undone))
         if unknown and self._client is not None and self._client.failure is not None:
             raise self._client.failure
-        if merged_meanwhile:
-            raise DeliveryUnavailable(
-                "Somebody of this page was merged into another person while it was sent. Nothing is lost: the next pass"
-                " goes on from the mark, and to the right person."
-            )
         self._refuse_flood(0, rejections)
         run.dead_letters += self._set_aside(failures, delivered)
-        return len(accepted) if self._ledger is not None else 0
+        ledgered = len(accepted) if self._ledger is not None else 0
+        if merged:
+            # they were merged while this was on its way: now it goes to who they are
+            self._people.refresh()
+            ledgered += self.account(self.send(replace(sent.page, rows=[sent.page.rows[row] for row in merged])))
+        return ledgered
 
     def note_accepted(self, sent: Sent) -> None:
         """Of a page that cannot be accounted for, the ledger learns what was accepted: it may be ahead of the mark."""
         if self._ledger is not None and sent.sending is not None:
-            fates = zip(sent.operations, sent.sending.wait(), strict=False)  # those sent again are ledgered
+            fates = zip(sent.operations, sent.sending.wait(), strict=True)
             with suppress(TryLater):
                 self._ledger.record([(one.day, one.digest) for one, parts in fates if parts[-1] is None])
-
-    @property
-    def knows_people(self) -> bool:
-        """Whether there is a record of people who were removed or merged."""
-        return self._mark.knows_people or self._people.exists()
 
     def fold(self) -> None:
         """Put the ledger and the dead letters in order, at the end of a run."""
@@ -241,27 +247,32 @@ class Delivery:
         return person, Failure(position.key, position.cursor, field, reason, "")
 
     def _set_aside(self, failures: Sequence[tuple[str, Failure]], delivered: set[str]) -> int:
-        """Note what failed, but nothing of people who were removed. Returns the number of dead letters."""
-        removed = self._people.removed({person for person, _ in failures})
+        """Note what failed and what was delivered. Returns the number of dead letters."""
         letters = []
+        if failures:
+            self._people.refresh()
+        # Of people who were removed nothing is kept; but that a removal failed must be known.
+        kept = self._sync.kind in (Kind.MERGE, Kind.REMOVAL)
+        removed = set() if kept else self._people.removed({person for person, _ in failures})
         for person, failure in failures:
             if person in removed:
                 self._run.hold("removed")
             else:
-                letters.append(failure._replace(person=self._people.hash_of(person) if person else ""))
+                letters.append(failure._replace(person=self._people.hash_of(person) if person and not kept else ""))
         self._dead_letters.record(letters, delivered)
         return len(letters)
 
     def _refuse_flood(self, rows: int, reasons: Iterable[Reason]) -> None:
-        reason = self._flood.add(rows, reasons) if self._flood else None
+        reason = self.flood.add(rows, reasons) if self.flood else None
         if reason is not None:
-            zone = f" SQL_TIME_ZONE ({self._settings.sql_time_zone}) may not be theirs." if reason[1] == FUTURE else ""
+            late = reason.endswith(FUTURE)
+            zone = f" SQL_TIME_ZONE ({self._settings.sql_time_zone}) may not be theirs." if late else ""
             raise ViewFault(
                 f"{self._view.name}: a fifth of the latest rows or more cannot be sent for one reason, which is"
-                f" {name_of(reason)}.{zone} Correct the view, or release the reason by"
+                f" {reason}.{zone} Correct the view, or release the reason by"
                 f" POST /api/syncs/{self._sync.name}/release."
             )
 
 
-def _key(page: Page, operation: Operation) -> str:
-    return str(page.rows[operation.row][1])
+def _key(page: Page, row: int) -> str:
+    return str(page.rows[row][1])

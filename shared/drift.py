@@ -1,6 +1,7 @@
 """Drift: the type that a column first had is the type it keeps.
 
-    types.json   {sync: {"kind": ..., "columns": {column: type}, "disguised": {column: what it holds}}}
+    types.json   {sync: {"kind": ..., "columns": {column: type}, "disguised": {column: what it holds},
+                         "unsure": {text column: what its first values may be}}}
 
 Customer.io takes any value for any attribute, and segments and campaign triggers that stood on the old type then
 match nobody, silently. So the types are recorded when a view is first read, over all syncs, and a column whose type is
@@ -11,12 +12,12 @@ A text column that holds nothing but dates, numbers or flags is treated alike: n
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import orjson
 
-from shared.errors import StateFault, ViewFault
+from shared.errors import NotThere, StateFault, ViewFault
 from shared.mapping import PERSON
 from shared.settings import Settings
 from shared.source import Form, Page, View, contract_columns, quote
@@ -30,6 +31,7 @@ _DATE = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d+)?)?)?(Z|[+-]\d\d:
 # neither leading zeros nor more digits than a number has: such texts are codes
 _NUMBER = re.compile(r"-?(0|[1-9]\d{0,14})(\.\d+)?")
 _CURSOR = "(cursor)"
+_PERSON_IDS = frozenset({"customer_id", "primary_customer_id", "secondary_customer_id"})
 _ZONED = "timestamp with a zone"
 
 _TYPES = {
@@ -60,6 +62,35 @@ class _Types:
     kind: Kind
     columns: dict[str, str] = field(default_factory=dict)
     disguised: dict[str, str] = field(default_factory=dict)
+    unsure: dict[str, "_Look"] = field(default_factory=dict)
+
+
+@dataclass
+class _Look:
+    """What the first values of a text column may be in disguise; 20 of them decide."""
+
+    seen: int = 0
+    flags: list[str] | None = field(default_factory=list)  # those seen, while they are a pair of flags
+    dates: bool = True
+    numbers: bool = True
+
+    def add(self, values: list[str]) -> None:
+        self.seen += len(values)
+        self.dates = self.dates and all(map(_DATE.fullmatch, values))
+        self.numbers = self.numbers and all(map(_NUMBER.fullmatch, values))
+        if self.flags is not None:
+            seen = {*self.flags, *(value.lower() for value in values)}
+            self.flags = sorted(seen) if any(seen <= pair for pair in _FLAGS) else None
+
+    def verdict(self) -> str | None:
+        """What the column is; "" for a text, None as long as that is open."""
+        if not (self.dates or self.numbers or self.flags is not None):
+            return ""
+        if self.seen < _SAMPLE:
+            return None
+        if self.flags is not None and len(self.flags) == 2:
+            return "flags"
+        return "dates" if self.dates else "numbers" if self.numbers else ""
 
 
 _Registry = dict[str, _Types]
@@ -107,16 +138,21 @@ class Drift:
             )
         known = registry.get(view.sync.name, _Types(view.sync.kind))
         self._notes: list[str] = []
-        self._gone: set[str] = set()
         self.withheld: dict[str, str] = {}
+        self.without: set[str] = set()
+        self.columns = self._types.keys()
         self._new = [name for name in self._types if name not in known.columns]
-        self._looked = not self._new and not known.disguised
+        self._unsure = {name: look for name, look in known.unsure.items() if self._types.get(name) == "text"}
+        self._unsure |= {name: _Look() for name in self._new if _may_be_disguised(self._sync.kind, name, self._types)}
+        self._recorded = not self._new and not known.disguised
         self._compare(known)
         for name, what in known.disguised.items():
             if self._types.get(name) == "text":
                 self._new.remove(name)
+                self._unsure.pop(name, None)
                 self.withheld[name] = self._say_disguised(name, what)
         self._refuse_other_types(registry)
+        self._refuse_other_ids(registry)
 
     def _compare(self, known: _Types) -> None:
         contract = {*contract_columns(self._sync.kind), _CURSOR}
@@ -128,8 +164,8 @@ class Drift:
                 raise ViewFault(self._say_contract(name, was, now))
             accept = self._how_to_accept(name)
             conditions = f"{_subject(self._sync, name)} ({_CONDITIONS.get(was, 'any')})"
+            self.without.add(name)
             if now is None:
-                self._gone.add(name)
                 self._notes.append(
                     f"Column {name} of {self._view.name} is gone, and Customer.io keeps the last values: bring it back;"
                     f" or re-check the conditions on {conditions} and {accept}."
@@ -140,26 +176,25 @@ class Drift:
                     f" the view; or, if it is meant, re-check the conditions on {conditions} and {accept}."
                 )
 
-    @property
-    def without(self) -> set[str]:
-        """The columns that should be sent and are not: withheld, or gone from the view."""
-        return self._gone | self.withheld.keys()
-
     def look(self, page: Page) -> bool:
-        """See a page before it is mapped; at the first, record the types of new columns. Whether `withheld` grew."""
-        if self._looked:
-            return False
-        self._looked = True
-        found = {name: what for name, what in _disguised(self._view, page).items() if name in self._new}
-        self._new = [name for name in self._new if name not in found]
+        """See a page before it is mapped, and record the types of new columns. Whether `withheld` grew."""
+        found = {}
+        looked = bool(self._unsure)
+        for name, values in _texts(self._view, page, self._unsure):
+            self._unsure[name].add(values)
+            if (what := self._unsure[name].verdict()) is not None:
+                del self._unsure[name]
+                if what:
+                    found[name] = what
         self.withheld.update({name: self._say_disguised(name, what) for name, what in found.items()})
-        self._record(found)
+        self._new = [name for name in self._new if name not in found]
+        if looked or not self._recorded:
+            self._record(found)
         return bool(found)
 
     def settle(self) -> None:
         """Record the types though there was no page: an empty view has types too."""
-        if not self._looked:
-            self._looked = True
+        if not self._recorded:
             self._record({})
 
     def notes(self) -> Iterator[str]:
@@ -180,10 +215,15 @@ class Drift:
                 if known.columns
             ]
             known.columns.update({name: self._types[name] for name in self._new})
+            for name in disguised:
+                known.columns.pop(name, None)
             kept = {name: what for name, what in known.disguised.items() if name in self.withheld}
             known.disguised = {**kept, **disguised}
+            known.unsure = self._unsure
 
         _change(self._document, change)
+        self._recorded = True
+        self._new = []
         self._notes += told
 
     def _refuse_other_types(self, registry: _Registry) -> None:
@@ -200,6 +240,19 @@ class Drift:
                         f" or {self._how_to_accept(name)}."
                     )
                     break
+
+    def _refuse_other_ids(self, registry: _Registry) -> None:
+        """Raise ViewFault where a person's id is a uniqueidentifier here and a text there: their cases may differ."""
+        for name in self._new:
+            for other, types in registry.items():
+                for column, of_type in types.columns.items():
+                    ids = {name.lower(), column.lower()} <= _PERSON_IDS
+                    if ids and {self._types[name], of_type} == {"uniqueidentifier", "text"}:
+                        raise ViewFault(
+                            f"Column {name} of {self._view.name} is {self._types[name]}, but {column} of {other} is"
+                            f" {of_type}: a uniqueidentifier is sent in lower case, and an id that differs in case is"
+                            " another person. Nothing was sent. Give both views one type."
+                        )
 
     def _how_to_accept(self, column: str) -> str:
         return f'POST /api/syncs/{self._sync.name}/accept with {{"column": "{column}"}}'
@@ -228,7 +281,7 @@ class Drift:
 def accept(state: State, view: View, settings: Settings, column: str) -> str | None:
     """Record that a column's type of now is meant, for every sync that sends its attribute.
 
-    Returns the type; None where the column is gone, and meant to be. Raises LookupError where nothing is to accept.
+    Returns the type; None where the column is gone, and meant to be. Raises NotThere where nothing is to accept.
     """
     types = types_of(view, settings)
     now = types.get(column)
@@ -237,10 +290,11 @@ def accept(state: State, view: View, settings: Settings, column: str) -> str | N
     def change(registry: _Registry) -> None:
         known = registry.setdefault(sync.name, _Types(sync.kind))
         if column == _CURSOR or column not in {*known.columns, *known.disguised, *types}:
-            raise LookupError(f"There is no column {column} in {view.name}, nor was there one.")
+            raise NotThere(f"There is no column {column} in {view.name}, nor was there one.")
         if now is not None and known.columns.get(column) == now:
-            raise LookupError(f"Column {column} of {view.name} is {now}, as it was: there is nothing to accept.")
+            raise NotThere(f"Column {column} of {view.name} is {now}, as it was: there is nothing to accept.")
         known.disguised.pop(column, None)
+        known.unsure.pop(column, None)
         known.columns.pop(column, None)
         if now is not None:
             known.columns[column] = now
@@ -260,23 +314,19 @@ def _senders(registry: _Registry, attribute: str) -> Iterator[tuple[str, str, st
                 yield sync, column, of_type
 
 
-def _disguised(view: View, page: Page) -> dict[str, str]:
-    """The text columns that hold nothing but flags, dates or numbers, and which. Fewer than 20 values say nothing."""
-    contract = contract_columns(view.sync.kind)
-    found = {}
-    for index, one in enumerate(view.fields, start=2):  # a row starts with cursor and key
-        if one.form is not Form.TEXT or one.name.lower() in contract:
-            continue
-        values = [str(row[index]).strip() for row in page.rows if row[index] is not None]
-        if len(values) < _SAMPLE:
-            continue
-        if any({value.lower() for value in values} == flags for flags in _FLAGS):
-            found[one.name] = "flags"
-        elif all(map(_DATE.fullmatch, values)):
-            found[one.name] = "dates"
-        elif not one.name.lower().endswith("_id") and all(map(_NUMBER.fullmatch, values)):
-            found[one.name] = "numbers"
-    return found
+def _may_be_disguised(kind: Kind, name: str, types: dict[str, str]) -> bool:
+    """Whether a text column should rather be something else when it looks like it. An id may look like anything."""
+    return types[name] == "text" and name.lower() not in contract_columns(kind) and not name.lower().endswith("_id")
+
+
+def _texts(view: View, page: Page, names: Iterable[str]) -> list[tuple[str, list[str]]]:
+    """The values of some columns of a page, without NULLs."""
+    wanted = set(names)
+    return [
+        (one.name, [str(row[index]).strip() for row in page.rows if row[index] is not None])
+        for index, one in enumerate(view.fields, start=2)  # a row starts with cursor and key
+        if one.name in wanted
+    ]
 
 
 def _attribute(kind: Kind, column: str) -> str | None:
@@ -295,7 +345,12 @@ def _parse(text: bytes | None) -> _Registry:
     try:
         stored = orjson.loads(text or b"{}")
         return {
-            sync: _Types(Kind(one["kind"]), dict(one["columns"]), dict(one["disguised"]))
+            sync: _Types(
+                Kind(one["kind"]),
+                dict(one["columns"]),
+                dict(one["disguised"]),
+                {name: _Look(**look) for name, look in one["unsure"].items()},
+            )
             for sync, one in stored.items()
         }
     except (ValueError, KeyError, TypeError, AttributeError):

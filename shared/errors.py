@@ -12,7 +12,9 @@
     │   └── StateUnavailable
     └── CarryOn               nothing is wrong; this invocation has nothing to do
         ├── Busy                 another pass of this sync is at work
-        └── NotLive              the sync's going live was not approved
+        ├── NotLive              the sync's going live was not approved
+        ├── NotThere             what was asked for does not exist
+        └── Refused              what was asked for is not done that way
 
 A row or an operation that can never be delivered is no exception at all: it is set aside as a dead letter (see passes).
 
@@ -70,3 +72,11 @@ class Busy(CarryOn):
 
 class NotLive(CarryOn):
     """The sync has no mark: going live was not approved."""
+
+
+class NotThere(CarryOn):
+    """What was asked for does not exist."""
+
+
+class Refused(CarryOn):
+    """What was asked for is not done that way."""

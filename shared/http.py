@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from shared import passes, replay
 from shared.deadletters import DeadLetters
-from shared.errors import CarryOn, TidemarkError, TryLater
+from shared.errors import CarryOn, NotThere, TidemarkError, TryLater
 from shared.settings import load
 from shared.state import State
 from shared.syncs import Sync, find
@@ -90,7 +90,7 @@ def _answer(request: func.HttpRequest, act: Callable[[Sync], dict[str, Any]]) ->
         problems = error.errors(include_url=False, include_context=False, include_input=False)
         lines = [f"{'.'.join(map(str, one['loc'])) or 'body'}: {one['msg']}" for one in problems]
         return _json(422, {"error": "; ".join(lines)})
-    except LookupError as error:
+    except NotThere as error:
         return _json(404, {"error": str(error)})
     except TidemarkError as error:
         status = 409 if isinstance(error, CarryOn) else 503 if isinstance(error, TryLater) else 500

@@ -6,7 +6,7 @@ deletion makes the person anew; what is sent to a suppressed person is ignored.
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from shared.appapi import AppApi
 from shared.deadletters import DeadLetters
@@ -23,33 +23,58 @@ _PATIENCE = 30.0
 _PAUSE = 3.0
 
 
-def prepare_merges(operations: Sequence[Operation], people: People, app: AppApi) -> Bad:
-    """Make sure that the primaries exist, and record the merges. Returns those that cannot be: {row: column, reason}.
+@dataclass(frozen=True, slots=True)
+class Merges:
+    """What of a page's merges is to be sent, what cannot be ({row: column, reason}), and what is so already (rows)."""
 
-    An address is merged only where its profile has no id: somebody else than Tidemark made it.
-    Raises what AppApi raises.
+    ready: list[Operation]
+    refused: Bad
+    done: list[Operation]
+
+
+def check_merges(operations: Sequence[Operation], people: People, app: AppApi) -> Merges:
+    """Ask Customer.io whether the primaries exist, and whose the addresses are; nobody who was removed is merged.
+
+    An address is merged only where its profile has no id: somebody else than Tidemark made it. Raises what AppApi does.
     """
+    people.refresh()
     refused: Bad = {}
-    missing = _missing({operation.person for operation in operations}, app)
     for operation in operations:
-        kind, who = operation.secondary or ("id", "")
+        kind, who = operation.secondary or ("", "")
+        if people.removed([operation.person]):
+            refused[operation.row] = ("primary_customer_id", "was removed")
+        elif kind == "id" and people.removed([who]):
+            refused[operation.row] = ("secondary_customer_id", "was removed")
+    left = [operation for operation in operations if operation.row not in refused]
+    missing = _missing({operation.person for operation in left}, app)
+    done = []
+    for operation in left:
+        kind, who = operation.secondary or ("", "")
         if operation.person in missing:
             refused[operation.row] = ("primary_customer_id", "not at Customer.io: nothing can be merged into it")
-        elif kind == "email" and any(
-            holder.id is not None and holder.id != operation.person for holder in app.holders(who)
-        ):
-            refused[operation.row] = (
-                "secondary_email",
-                "the profile of this address has an id: merge it by secondary_customer_id",
-            )
-    people.merge(
-        {
-            operation.secondary[1]: operation.person
-            for operation in operations
-            if operation.row not in refused and operation.secondary and operation.secondary[0] == "id"
-        }
-    )
-    return refused
+        elif kind == "email":
+            ids = {holder.id for holder in app.holders(who)}
+            if not ids:
+                refused[operation.row] = ("secondary_email", "nobody at Customer.io has this address")
+            elif ids == {operation.person}:
+                done.append(operation)
+            elif ids != {None}:
+                refused[operation.row] = (
+                    "secondary_email",
+                    "the profile of this address has an id: merge it by secondary_customer_id",
+                )
+    rest = {operation.row for operation in done} | refused.keys()
+    return Merges([operation for operation in operations if operation.row not in rest], refused, done)
+
+
+def record_merges(operations: Iterable[Operation], people: People) -> None:
+    """Record who is merged into whom."""
+    people.merge({who: one.person for one in operations for who in secondary_ids([one])})
+
+
+def secondary_ids(operations: Iterable[Operation]) -> list[str]:
+    """Whom these merges merge, where that has an id."""
+    return [one.secondary[1] for one in operations if one.secondary and one.secondary[0] == "id"]
 
 
 def _missing(primaries: set[str], app: AppApi) -> set[str]:
@@ -61,28 +86,29 @@ def _missing(primaries: set[str], app: AppApi) -> set[str]:
     return missing
 
 
-def prepare_removals(
-    operations: Sequence[Operation], people: People, state: State, run: str, settings: Settings
-) -> None:
-    """Record who is removed and who is restored, and drop what is kept of the removed. A page names nobody twice."""
-    removed = [operation.person for operation in operations if operation.action != "restore"]
-    if removed:
+def record_removals(operations: Iterable[Operation], people: People) -> None:
+    """Record who is removed and who is restored. They name nobody twice."""
+    operations = list(operations)
+    if removed := [one.person for one in operations if one.action != "restore"]:
         people.remove(removed)
-        hashes = {people.hash_of(person) for person in removed}
-        for sync in CATALOGUE:
-            DeadLetters(state.container, sync, run, settings.dead_letter_days).purge(hashes)
-    if restored := [operation.person for operation in operations if operation.action == "restore"]:
+    if restored := [one.person for one in operations if one.action == "restore"]:
         people.restore(restored)
 
 
-def deletions_to_repeat(before: Sequence[Operation], people: People) -> list[Operation]:
-    """Of removals that an earlier pass has sent, the deletions that still hold.
+def purge_removed(operations: Iterable[Operation], people: People, state: State, run: str, settings: Settings) -> None:
+    """Drop the dead letters of who is removed, in all syncs."""
+    if hashes := {people.hash_of(one.person) for one in operations if one.action != "restore"}:
+        for sync in CATALOGUE:
+            DeadLetters(state.container, sync, run, settings.dead_letter_days).purge(hashes)
 
-    They go once more: an identify that was on its way while the first one was sent may have come after it.
+
+def to_repeat(before: Sequence[Operation], people: People) -> list[Operation]:
+    """Of the merges and removals that an earlier pass has sent, those that may have to be sent once more.
+
+    An identify that was on its way at that time may have come afterwards, and have made the person anew.
     """
-    deleted = [operation for operation in before if operation.action == "delete"]
-    removed = people.removed([operation.person for operation in deleted])
-    return [operation for operation in deleted if operation.person in removed]
+    deleted = people.removed([one.person for one in before if one.action == "delete"])
+    return [one for one in before if one.person in deleted or (one.secondary and one.secondary[0] == "id")]
 
 
 def nobody_twice(pages: Iterable[Page], view: View) -> Iterator[Page]:

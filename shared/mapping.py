@@ -83,14 +83,14 @@ class Operation:
 class Mapped:
     """A page's outcome: each row is an operation, or bad, or one of those that are only counted.
 
-    `vanished`: no longer in its view since its change was noted; `merged`: the profile of a person who is another now.
+    `vanished`: no longer in its view since its change was noted; `merged` are the rows of people who are others now.
     `invalid_emails` were left out of rows that go otherwise.
     """
 
     operations: list[Operation]
     bad: Bad
     vanished: int = 0
-    merged: int = 0
+    merged: Sequence[int] = ()
     invalid_emails: int = 0
 
 
@@ -102,6 +102,11 @@ def digest(text: str) -> bytes:
 def event_digest(sync: str, event_id: str) -> bytes:
     """The digest that names an event in the ledger. Its first 10 bytes are the random part of the event's ULID."""
     return digest(f"{sync}\0{event_id}")
+
+
+def repeat_digest(digest: bytes) -> bytes:
+    """The digest that says in the ledger that a merge or a deletion was sent once more."""
+    return hashlib.blake2b(digest, digest_size=DIGEST_BYTES, person=b"again").digest()
 
 
 def event_ulid(digest: bytes, event_time: int) -> str:
@@ -175,9 +180,9 @@ class Mapper:
             case Kind.EVENT:
                 return self._events(columns, page, backfill_before or 0, primaries)
             case Kind.MERGE:
-                return self._merges(columns, page.fetched_at, primaries)
+                return self._merges(columns, primaries)
             case Kind.REMOVAL:
-                return self._removals(columns, page.fetched_at)
+                return self._removals(columns)
 
     def person_of(self, row: Sequence[object]) -> str:
         """Whom a row is about; "" where that is NULL."""
@@ -203,7 +208,7 @@ class Mapper:
                     bad.setdefault(row, ("customer_id", "the view holds this customer_id more than once"))
         # the profile of who was merged would overwrite the primary's, or bring back somebody who is no more
         others = primaries(ids)
-        merged = 0
+        merged = []
         names = [name for *_, name in self._values]
         values, invalid_emails = self._checked(self._values, columns, bad, of_person=True)
         operations = []
@@ -211,7 +216,7 @@ class Mapper:
             if row in bad or row in vanished:
                 continue
             if ids[row] in others:
-                merged += 1
+                merged.append(row)
                 continue
             state = _identify(ids[row], read_at, _present(names, row_values, self._cleared))
             if payloads := _encode(row, [state], bad):
@@ -266,9 +271,7 @@ class Mapper:
                 operations.append(Operation(row, whose, payloads, ledger_id, times[row]))
         return Mapped(operations, bad, invalid_emails=invalid_emails)
 
-    def _merges(
-        self, columns: Sequence[Values], now: int, primaries: Callable[[Collection[str]], Mapping[str, str]]
-    ) -> Mapped:
+    def _merges(self, columns: Sequence[Values], primaries: Callable[[Collection[str]], Mapping[str, str]]) -> Mapped:
         """Each merge goes to who its primary is by now, so that merges of one page need no order among them."""
         bad: Bad = {}
         merge_ids = self._texts("merge_id", self._column(columns, "merge_id"), VALUE_BYTES, bad)
@@ -278,7 +281,7 @@ class Mapper:
             "secondary_customer_id", self._column(columns, "secondary_customer_id"), ID_BYTES, bad, nobody
         )
         emails = ["" if value is None else str(value).strip() for value in self._column(columns, "secondary_email")]
-        times = self._times("merged_at", columns, now, bad)
+        times = self._times("merged_at", columns, None, bad)
         into = dict(primaries({*wanted, *secondaries}))
 
         def end_of(person: str) -> str:
@@ -299,22 +302,24 @@ class Mapper:
             elif earlier != end_of(primary):
                 bad[row] = ("secondary_customer_id", "was merged into another person before")
         operations = []
-        for row, ledger_id in enumerate(event_digest(self._view.sync.name, merge_id) for merge_id in merge_ids):
+        for row, merge_id in enumerate(merge_ids):
             if row in bad:
                 continue
             kind, who = ("id", secondaries[row]) if secondaries[row].strip() else ("email", emails[row])
             primary = end_of(wanted[row])
+            # of a row that is corrected in place, what it says now is done too
+            ledger_id = event_digest(self._view.sync.name, "\0".join((merge_id, wanted[row], kind, who)))
             operation = {"type": "person", "action": "merge", "primary": {"id": primary}, "secondary": {kind: who}}
             if payloads := _encode(row, [operation], bad):
                 operations.append(Operation(row, primary, payloads, ledger_id, times[row], secondary=(kind, who)))
         return Mapped(operations, bad)
 
-    def _removals(self, columns: Sequence[Values], now: int) -> Mapped:
+    def _removals(self, columns: Sequence[Values]) -> Mapped:
         """A removal is of the id that it names: who was merged into another person stays merged."""
         bad: Bad = {}
         removal_ids = self._texts("removal_id", self._column(columns, "removal_id"), VALUE_BYTES, bad)
         people = self._texts("customer_id", self._column(columns, "customer_id"), ID_BYTES, bad)
-        times = self._times("removed_at", columns, now, bad)
+        times = self._times("removed_at", columns, None, bad)
         operations = []
         for row, action in enumerate(self._column(columns, "action")):
             if action not in _REMOVALS:
@@ -323,7 +328,8 @@ class Mapper:
                 continue
             operation = {"type": "person", "identifiers": {"id": people[row]}, "action": _REMOVALS[action]}
             if payloads := _encode(row, [operation], bad):
-                ledger_id = event_digest(self._view.sync.name, removal_ids[row])
+                # of a row that is corrected in place, what it says now is done too
+                ledger_id = event_digest(self._view.sync.name, "\0".join((removal_ids[row], action, people[row])))
                 operations.append(Operation(row, people[row], payloads, ledger_id, times[row], action=action))
         return Mapped(operations, bad)
 
@@ -345,8 +351,8 @@ class Mapper:
                 bad.setdefault(row, (name, f"longer than {limit} bytes"))
         return texts
 
-    def _times(self, name: str, columns: Sequence[Values], now: int, bad: Bad) -> list[int]:
-        """When it happened, in unix seconds."""
+    def _times(self, name: str, columns: Sequence[Values], now: int | None, bad: Bad) -> list[int]:
+        """When it happened, in unix seconds. With `now`, what lies more than five minutes beyond it is bad."""
         index, field = self._columns[name]
         times = self._unix_seconds(field, columns[index])
         for row, value in enumerate(times):
@@ -354,7 +360,7 @@ class Mapper:
                 bad.setdefault(row, (name, "NULL"))
             elif not 0 <= value <= _LAST_SECOND:
                 bad.setdefault(row, (name, "before the year 1970 or after 9999"))
-            elif value > now + _FUTURE_SECONDS:
+            elif now is not None and value > now + _FUTURE_SECONDS:
                 bad.setdefault(row, (name, FUTURE))
         return list(times)
 

@@ -16,6 +16,7 @@ from contextlib import ExitStack, closing, suppress
 from contextvars import copy_context
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Literal
 
 from shared import drift, identity, readback, surge
 from shared.customerio import CustomerIo
@@ -26,6 +27,7 @@ from shared.flood import Flood
 from shared.gate import Gate
 from shared.ledger import SortedIds
 from shared.mapping import DIGEST_BYTES, Mapper, digest
+from shared.people import People
 from shared.run import Run, recorded
 from shared.settings import Settings, load
 from shared.source import Page, Position, Source, Survey, View
@@ -36,6 +38,12 @@ log = logging.getLogger("tidemark")
 
 _MOST_RECENT = 100_000
 """Rows younger than the lookback that a mark remembers, 16 bytes each."""
+
+_IN_ORDER = (Kind.MERGE, Kind.REMOVAL)
+"""The order of their rows counts: each page has arrived before the next one is sent."""
+
+_HELD_BACK_MINUTES = 15
+"""A transaction that is open for so long is worth a word."""
 
 _BEHIND_MINUTES = 30
 """A sync that was not read to its end for so long holds up those that go after it, and they say so."""
@@ -72,25 +80,23 @@ def release(sync: Sync, reason: str, settings: Settings | None = None) -> None:
     Raises Busy while a pass is at work, NotLive, and StopRun or TryLater as `run` does.
     """
     with closing(State(settings or load())) as state, state.claim(sync) as claim:
-        claim.save(replace(claim.mark, released=[*claim.mark.released, reason]))
+        claim.save(replace(claim.mark, released=[*dict.fromkeys([*claim.mark.released, reason])]))
 
 
 def accept(sync: Sync, column: str, settings: Settings | None = None) -> str | None:
     """Take a column's type of now for the one that is meant; returns it, None where the column is gone.
 
-    Raises LookupError where there is nothing to accept, Busy while a pass is at work, NotLive, and StopRun or TryLater
+    Raises NotThere where there is nothing to accept, Busy while a pass is at work, NotLive, and StopRun or TryLater
     as `run` does.
     """
     settings = settings or load()
     with closing(State(settings)) as state, Source(settings) as source, state.claim(sync) as claim:
         view = View(sync, source.survey(sync), settings)
-        accepted = drift.accept(state, view, settings, column)
-        position = claim.mark.position
-        if column.lower() == sync.key and position is not None:
-            # keys of another type have another order, so what shares the cursor, or was walked, is read again
-            again = None if position.cursor is None else Position(position.cursor, None)
-            claim.save(replace(claim.mark, position=again))
-        return accepted
+        if column.lower() == sync.key:
+            # Keys of another type have another order: what shares a cursor, or was walked, is read again. That does no
+            # harm where nothing comes of the acceptance, and it must be there before it.
+            claim.save(claim.mark.without_keys())
+        return drift.accept(state, view, settings, column)
 
 
 def _claim(sync: Sync, settings: Settings, state: State, source: Source) -> Claim:
@@ -105,6 +111,9 @@ def _claim(sync: Sync, settings: Settings, state: State, source: Source) -> Clai
     Mapper(view, settings)
     with CustomerIo(settings) as client:
         identity = Identity(client.workspace(), survey.server, survey.database)
+    state.create()
+    if state.is_new():
+        People(state).begin()
     state.remember(identity)
     walking = view.horizon(survey, settings.lookback_seconds) if sync.kind is Kind.PROFILE else None
     state.begin(
@@ -175,10 +184,13 @@ class _Pass:
         self._known = set(SortedIds(mark.recent))
         self._met: set[bytes] = set()
         self._judged = False
-        self._started_at = self._begin_at = mark.position
+        names = [field.name for field in self._view.fields]
+        self._emptied = surge.Emptied(names, mark.first_empty, mark.first_rows, settings.emptied_percent, mark.released)
+        self._started_at = mark.position
 
     def run(self) -> None:
         result, mark, view = self._result, self._claim.mark, self._view
+        held_back = self._held_back()
         if self._sync.after and not self._follow(self._sync.after):
             result.outcome = "waiting"
             result.message = f"{self._sync.name} waits until {self._sync.after} has sent everything once."
@@ -190,32 +202,47 @@ class _Pass:
             self._state,
             mark,
             Gate(mark.start, self._sync.max_age),
-            Flood(mark.released),
+            Flood(mark.released, mark.latest_rows, mark.latest_bad),
             mark.began,
         )
         with delivery:
             if mark.account != _account_digest(self._settings):
                 delivery.client()
             self._read_back()
-            self._begin_at = self._start(delivery.drift)
-            pages = self._source.pages(view, "walk" if mark.walking else "changed", self._begin_at, self._until)
-            complete = self._deliver(
-                delivery, identity.nobody_twice(pages, view) if self._sync.kind is Kind.REMOVAL else pages
-            )
+            self._mend(delivery.drift)
+            order: Literal["walk", "changed"] = "walk" if self._claim.mark.walking else "changed"
+            pages: Iterator[Page] = self._source.pages(view, order, self._start(), self._until)
+            if self._sync.kind is Kind.REMOVAL:
+                pages = identity.nobody_twice(pages, view)
+            complete = self._deliver(delivery, pages)
             if complete:
                 delivery.drift.settle()
-                self._finish(delivery.drift)
+                self._finish(held_back)
             delivery.fold()
             self._say(delivery.drift, count=complete and mark.began is not None)
 
-    def _start(self, drift: Drift) -> Position | None:
+    def _mend(self, drift: Drift) -> None:
+        """Go back to where columns were left out that may go now: what has changed since was sent without them."""
+        mark = self._claim.mark
+        left = [name for name in mark.without if name in drift.without]
+        if mark.incomplete is None or len(left) == len(mark.without):
+            return
+        mended = replace(mark, without=left, incomplete=mark.incomplete if left else None)
+        if any(name in drift.columns for name in mark.without if name not in left):  # the others are meant to be gone
+            self._known.clear()
+            if mark.incomplete.cursor is None:  # it happened during the first pass
+                self._horizon = mark.walking or self._bound
+                mended = replace(mended, walking=self._horizon, position=None, recent=b"")
+            else:
+                mended = replace(mended, position=mark.incomplete, mending=mark.position, recent=b"")
+        self._claim.save(mended)
+
+    def _start(self) -> Position | None:
         """Where to start reading."""
         mark, view = self._claim.mark, self._view
-        start = mark.behind if self._sync.kind is Kind.REMOVAL else mark.position
-        if mark.incomplete and not drift.without.issuperset(mark.without):
-            start = mark.incomplete
-            self._known.clear()  # they are known without the columns that may go now
-        if start and start.cursor and start.cursor > self._bound:
+        # what the pass before this one has sent in order goes once more
+        start = mark.behind if self._sync.kind in _IN_ORDER and mark.began is None else mark.position
+        if mark.position and mark.position.cursor and mark.position.cursor > self._bound:
             if view.by_row_version:
                 raise StateFault(
                     f"The row versions of database {self._survey.database} went back behind the mark of"
@@ -223,7 +250,7 @@ class _Pass:
                     " time, or set STATE_CONTAINER to a new container to start afresh."
                 )
             # the server's clock went back, and rows may have come in behind the mark
-            start = Position(self._bound, None)
+            start = min(start, Position(self._bound, None), key=lambda one: one.cursor or "") if start else None
         if start and start.cursor and (earlier := view.before_clock_change(start.cursor, self._survey)):
             start = Position(earlier, None)
         return start
@@ -231,9 +258,7 @@ class _Pass:
     def _deliver(self, delivery: Delivery, pages: Iterator[Page]) -> bool:
         """Send and account for page after page. False where time, or the room to remember rows, was up."""
         on_their_way: deque[_OnItsWay] = deque()
-        # the order of merges and removals counts, so each page has arrived before the next is sent
-        in_order = self._sync.kind in (Kind.MERGE, Kind.REMOVAL)
-        in_flight = 0 if in_order else self._settings.customerio_batches_in_flight
+        in_flight = 0 if self._sync.kind in _IN_ORDER else self._settings.customerio_batches_in_flight
         complete = True
         failure: TidemarkError | None = None
         try:
@@ -291,12 +316,13 @@ class _Pass:
     def _refuse_surge(self, page: Page) -> None:
         """Raise ViewFault before a pass touches too many people, or empties an attribute for too many."""
         mark, settings = self._claim.mark, self._settings
-        if mark.began is not None:
+        if mark.walking:
             return
         if not self._judged and len(page.rows) >= min(surge.LEAST, settings.page_size - 1):
             self._judged = True  # by its first page: of a full one the last row waits for the next
             if surge.MASS_CHANGE not in mark.released:
-                changed = self._source_count(self._view.count_changed(self._begin_at, self._until)) - len(self._known)
+                since = mark.mending or mark.position
+                changed = self._source_count(self._view.count_changed(since, self._until)) - len(self._known)
                 people = self._source_count(self._view.count_all())
                 if surge.is_mass(changed, people, settings.mass_change_percent):
                     raise ViewFault(
@@ -304,22 +330,13 @@ class _Pass:
                         f" {settings.mass_change_percent} % (MASS_CHANGE_PERCENT): an upstream reload? Nothing was"
                         f" sent. {self._how_to_release(surge.MASS_CHANGE)}"
                     )
-        rows = [row for row in page.rows if any(value is not None for value in row[2:])]  # not who has vanished
-        if len(rows) < surge.LARGE_PAGE:
-            return
-        counts = self._count_empty(rows)
-        counts = {name: count for name, count in counts.items() if surge.EMPTIED + name not in mark.released}
-        name = surge.emptied(counts, len(rows), mark.first_empty, mark.first_rows, settings.emptied_percent)
-        if name is not None:
+        if found := self._emptied.add(page.rows):
+            name, count, rows = found
             raise ViewFault(
-                f"{name} is NULL, zero or false in {counts[name]:,} of {len(rows):,} changed rows of"
-                f" {self._view.name}, by more than {settings.emptied_percent} points (EMPTIED_PERCENT) more often than"
-                f" in the first pass. These rows were not sent. Correct the view."
-                f" {self._how_to_release(surge.EMPTIED + name)}"
+                f"{name} is NULL, zero or false in {count:,} of {rows:,} changed rows of {self._view.name}, by more"
+                f" than {settings.emptied_percent} points (EMPTIED_PERCENT) more often than in the first pass. These"
+                f" rows were not sent. Correct the view. {self._how_to_release(surge.EMPTIED + name)}"
             )
-
-    def _count_empty(self, rows: Sequence[Sequence[object]]) -> dict[str, int]:
-        return surge.count_empty([field.name for field in self._view.fields], rows)
 
     def _source_count(self, statement: tuple[str, list[object]]) -> int:
         # the pass's own connection streams the rows
@@ -367,7 +384,7 @@ class _Pass:
 
         By updated_at such rows are read again and again, until they are older than the lookback.
         """
-        if self._view.by_row_version or self._sync.kind is Kind.REMOVAL:  # of removals the ledger knows all
+        if self._view.by_row_version or self._sync.kind in _IN_ORDER:  # of these the ledger knows all
             return page, [], []
         rows, recent, settled = [], [], []
         for row in page.rows:
@@ -421,13 +438,15 @@ class _Pass:
             rows, empty = mark.first_rows, mark.first_empty
             if self._sync.kind is Kind.PROFILE and mark.began is not None:
                 rows += len(page.rows)
-                counts = self._count_empty(page.rows)
+                counts = surge.count_empty([field.name for field in self._view.fields], page.rows)
                 empty = {name: count + empty.get(name, 0) for name, count in counts.items()}
             if one.sent.operations and self._sync.kind is Kind.PROFILE and mark.unchecked is None:
                 mark = replace(mark, unchecked=page.read_at)
-            if self._sync.kind is Kind.PROFILE and mark.began is None and delivery.drift.without:
+            if self._sync.kind is Kind.PROFILE and delivery.drift.without:
+                since = Position(None, None) if mark.walking else mark.position
                 without = sorted(delivery.drift.without.union(mark.without))
-                mark = replace(mark, incomplete=mark.incomplete or mark.position, without=without)
+                mark = replace(mark, incomplete=mark.incomplete or since, without=without)
+            latest_rows, latest_bad = delivery.flood.latest() if delivery.flood else (0, {})
             self._claim.save(
                 replace(
                     mark,
@@ -436,15 +455,33 @@ class _Pass:
                     account=_account_digest(self._settings),
                     first_rows=rows,
                     first_empty=empty,
-                    knows_people=delivery.knows_people,
+                    latest_rows=latest_rows,
+                    latest_bad=latest_bad,
                     recent=b"".join(sorted(self._known)),
                 )
             )
 
-    def _finish(self, drift: Drift) -> None:
+    def _held_back(self) -> Seen | None:
+        """The bound that an open transaction keeps from moving, and since when; says so when it is for long."""
+        survey, before = self._survey, self._claim.mark.held_back
+        if not self._view.by_row_version or survey.bound > survey.last:
+            return None
+        if before is None or before.bound != survey.bound:
+            return Seen(survey.bound, survey.now.isoformat())
+        minutes = int((survey.now - datetime.fromisoformat(before.at)).total_seconds() // 60)
+        self._result.held_back_minutes = minutes
+        if minutes >= _HELD_BACK_MINUTES:
+            self._result.message = (
+                f"A transaction in {survey.database} has been open for {minutes} minutes or more, and nothing that was"
+                f" written since it began to write can be read by row_version: {self._view.feed} stands still. Find it"
+                " (DBCC OPENTRAN), and end it."
+            )
+        return before
+
+    def _finish(self, held_back: Seen | None) -> None:
         """The view was read to its end: the mark moves to the bound, and remembers only what lies beyond it."""
         mark = self._claim.mark
-        done = replace(mark, walking=None, began=None)
+        done = replace(mark, walking=None, began=None, mending=None, held_back=held_back)
         if any(reason.startswith((surge.MASS_CHANGE, surge.EMPTIED)) for reason in mark.released):
             left = [one for one in mark.released if not one.startswith((surge.MASS_CHANGE, surge.EMPTIED))]
             done = replace(done, released=left)  # each lets one pass
@@ -455,10 +492,7 @@ class _Pass:
         elif len(self._met) * DIGEST_BYTES < len(mark.recent):
             # the mark must pass what it no longer remembers
             done = replace(done, position=Position(self._horizon, None), recent=b"".join(sorted(self._met)))
-        if mark.incomplete:
-            left = [name for name in mark.without if name in drift.without]
-            done = replace(done, incomplete=mark.incomplete if left else None, without=left)
-        if self._sync.kind is Kind.REMOVAL:
+        if self._sync.kind in _IN_ORDER:
             done = replace(done, behind=self._started_at)
         if not mark.walking:  # a walk has read what was there when it began
             done = replace(done, seen=_seen(self._sync, self._survey))

@@ -2,6 +2,8 @@
 
     people.json   the key of the hashes, the removed people (16 bytes each), and {merged person: the primary's id}
 
+It is made with the container's first state, so that its absence is a fault and never means that nobody was removed.
+
 One blob, so that one read tells all; every batch asks for it anew right before it is posted, and mostly hears that
 nothing changed. A removal or a merge is recorded here before Customer.io is told. So what another pass still has to
 send, or tries again, meets the record and does not bring the person back.
@@ -37,8 +39,10 @@ class _Book:
         return hashlib.blake2b(person.encode("utf-8", "surrogatepass"), key=self.key, digest_size=DIGEST_BYTES).digest()
 
     def primary_of(self, person: str) -> str:
-        """Who the person is now: the end of a chain of merges, never a circle. Who was removed is nobody else."""
-        while (known := self.hash_of(person)) in self.merged and known not in self.removed:
+        """Who the person is now: the end of a chain of merges. Who was removed is nobody else."""
+        met = set()  # a circle is refused when it is recorded; should there be one, it must not hang every sync
+        while (known := self.hash_of(person)) in self.merged and known not in self.removed and known not in met:
+            met.add(known)
             person = self.merged[known]
         return person
 
@@ -52,7 +56,12 @@ class _Book:
         )
 
     @classmethod
-    def from_json(cls, text: bytes) -> "_Book":
+    def from_json(cls, text: bytes | None) -> "_Book":
+        if text is None:
+            raise StateFault(
+                f"{_NAME} is gone, so nobody knows who was removed. Nothing more was sent. Restore that blob (soft"
+                " delete, versions)."
+            )
         try:
             stored = orjson.loads(text)
             packed = bytes.fromhex(stored["removed"])
@@ -76,21 +85,30 @@ class People:
 
     def __init__(self, state: State) -> None:
         self._document = Document(state.container, _NAME)
-        self._book = _Book()
-        self._text: bytes | None = None
+        self._read: tuple[bytes | None, _Book] = (None, _Book())
+
+    @property
+    def _book(self) -> _Book:
+        return self._read[1]
+
+    def _take(self, text: bytes | None) -> _Book:
+        read = self._read
+        if text is None or text is not read[0]:
+            # in one assignment: other threads take theirs at any moment
+            read = self._read = (text, _Book.from_json(text))
+        return read[1]
+
+    def begin(self) -> None:
+        """Make the record of a container that has no state yet."""
+        self._document.change(lambda text: text or _Book(secrets.token_bytes(32)).to_json())
 
     def refresh(self) -> None:
         """Read what was recorded since the last time."""
         self._take(self._document.read())
 
-    def exists(self) -> bool:
-        """Whether there is a record, as of the last read."""
-        return self._text is not None
-
     def barred(self, people: Sequence[str]) -> dict[str, Barred]:
         """Of these people, read anew: who was removed, and who is somebody else by now."""
-        self.refresh()
-        book = self._book
+        book = self._take(self._document.read())
         if not book.removed and not book.merged:
             return {}
         found = {}
@@ -116,9 +134,7 @@ class People:
         return {person: primary for person, primary in found.items() if primary != person}
 
     def hash_of(self, person: str) -> str:
-        """What stands for a person in state: 32 hex digits."""
-        if not self._book.key:
-            self._change(lambda book: book)
+        """What stands for a person in state: 32 hex digits. As of the last read."""
         return self._book.hash_of(person).hex()
 
     def remove(self, people: Collection[str]) -> None:
@@ -129,7 +145,7 @@ class People:
             ends = {merged: book.primary_of(primary) for merged, primary in book.merged.items()}
             theirs = {merged for merged, end in ends.items() if book.hash_of(end) in gone}
             # who was merged into one of the removed, and with that one into somebody else, stays with the latter
-            left = {merged: end for merged, end in ends.items() if merged not in theirs | gone}
+            left = {merged: end for merged, end in ends.items() if merged not in theirs}
             return replace(book, removed=book.removed | gone | theirs, merged=left)
 
         self._change(change)
@@ -155,19 +171,5 @@ class People:
 
         self._change(change)
 
-    def _take(self, text: bytes | None) -> None:
-        if text is None and self._text is not None:
-            raise StateFault(
-                f"{_NAME} is gone, so nobody knows who was removed. Nothing more was sent. Restore that blob (soft"
-                " delete, versions)."
-            )
-        if text is not None and text is not self._text:
-            self._book = _Book.from_json(text)
-            self._text = text
-
     def _change(self, change: Callable[[_Book], _Book]) -> None:
-        def rewrite(text: bytes | None) -> bytes:
-            book = _Book.from_json(text) if text else _Book(secrets.token_bytes(32))
-            return change(book).to_json()
-
-        self._take(self._document.change(rewrite))
+        self._take(self._document.change(lambda text: change(_Book.from_json(text)).to_json()))

@@ -5,9 +5,9 @@ from collections.abc import Collection
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
-from shared import identity
 from shared.deadletters import DeadLetters
 from shared.delivery import Delivery
+from shared.errors import Refused
 from shared.flood import name_of
 from shared.gate import Gate
 from shared.run import Run, recorded
@@ -52,8 +52,13 @@ def replay(
 ) -> Replay:
     """Replay the letters with these keys, or of this reason, or all.
 
-    Raises Busy while a pass is at work, NotLive, and StopRun or TryLater as a pass does.
+    Raises Busy while a pass is at work, NotLive, Refused, and StopRun or TryLater as a pass does.
     """
+    if sync.kind is Kind.REMOVAL:
+        raise Refused(
+            f"Dead letters of {sync.name} are not replayed, because their order counts. Correct the row: the next pass"
+            " reads it again."
+        )
     began = time.monotonic()
     settings = settings or load()
     run = Run.begin(sync)
@@ -76,6 +81,11 @@ def replay(
         view = View(sync, survey, settings)
         gate = Gate(mark.start, None if confirmed else sync.max_age, silent=not confirmed)
         with Delivery(run, view, settings, state, mark, gate, None, None) as delivery:
+            if sync.kind is Kind.PROFILE and delivery.drift.without:
+                raise Refused(
+                    f"Columns of {view.name} are not sent at the moment ({', '.join(sorted(delivery.drift.without))}),"
+                    " so a replay would send people without them. Mend or accept these first."
+                )
             names = list(wanted)
             for start in range(0, len(names), _ROWS):
                 if time.monotonic() - began > _SECONDS:
@@ -89,9 +99,8 @@ def replay(
                 claim.check()
                 run.pages += 1
                 run.rows += len(page.rows)
-                for part in identity.nobody_twice([page], view) if sync.kind is Kind.REMOVAL else [page]:
-                    ledgered = delivery.account(delivery.send(part))
-                    claim.save(replace(claim.mark, ledgered=claim.mark.ledgered + ledgered))
+                ledgered = delivery.account(delivery.send(page))
+                claim.save(replace(claim.mark, ledgered=claim.mark.ledgered + ledgered))
             delivery.fold()
         letters = DeadLetters(state.container, sync, run.run, settings.dead_letter_days).letters()
         result.delivered = len(wanted.keys() - {letter.key for letter in letters})

@@ -29,7 +29,8 @@ class Run:
     were in the ledger, `held` ones are counted by the gate's reason ("removed": the person was), `recognised` rows were
     accounted for by an earlier pass, `dead_letters` counts rows and operations set aside, `vanished` changes of people
     who are no longer in the view, `merged` the profiles of people who are others now, `invalid_emails` addresses that
-    were left out. `seconds` is wall time. `findings` name ids, so they are in the record and in no log.
+    were left out, `held_back_minutes` how long an open transaction has kept newer rows from being read. `seconds` is
+    wall time. `findings` name ids, so they are in the record and in no log.
     """
 
     run: str
@@ -51,6 +52,7 @@ class Run:
     vanished: int = 0
     merged: int = 0
     invalid_emails: int = 0
+    held_back_minutes: int = 0
     requests: int = 0
     message: str = ""
     findings: list[str] = field(default_factory=list)

@@ -51,11 +51,13 @@ class Column:
 class Survey:
     """What one statement tells about the server and the views: the start of every pass.
 
-    `bound` is MIN_ACTIVE_ROWVERSION() as `0x` and 16 hex digits; `now` the server's UTC clock.
+    `bound` is MIN_ACTIVE_ROWVERSION() and `last` is @@DBTS, the last row version given out, as `0x` and 16 hex digits:
+    as long as a transaction that writes is open, `bound` stays at or below `last`. `now` is the server's UTC clock.
     """
 
     columns: Mapping[str, Sequence[Column]]
     bound: str
+    last: str
     now: datetime
     server: str
     database: str
@@ -455,7 +457,7 @@ class View:
 
 _SURVEY = """\
 SELECT c.TABLE_NAME, c.COLUMN_NAME, c.DATA_TYPE, c.CHARACTER_MAXIMUM_LENGTH, c.NUMERIC_PRECISION, c.NUMERIC_SCALE,
- MIN_ACTIVE_ROWVERSION() AS bound, CONVERT(varchar(33), SYSUTCDATETIME(), 126) AS server_now,
+ MIN_ACTIVE_ROWVERSION() AS bound, @@DBTS AS last_version, CONVERT(varchar(33), SYSUTCDATETIME(), 126) AS server_now,
  DB_NAME() AS database_name, CONVERT(nvarchar(128), SERVERPROPERTY('ServerName')) AS server_name,
  CONVERT(nvarchar(60), DATABASEPROPERTYEX(DB_NAME(), 'Updateability')) AS updateability
 FROM INFORMATION_SCHEMA.COLUMNS AS c
@@ -508,10 +510,11 @@ class Source:
                 f"The view {SCHEMA}.{sync.view} is missing in the database of SQL_CONNECTION_STRING, or the login may"
                 f" not SELECT from it. Create it (reference views are in sql/), or grant SELECT on the schema {SCHEMA}."
             )
-        bound, now, database, server, updateability = rows[0][6:]
+        bound, last, now, database, server, updateability = rows[0][6:]
         return Survey(
             columns=columns,
             bound="0x" + bytes(bound).hex().upper(),
+            last="0x" + bytes(last).hex().upper(),
             now=datetime.fromisoformat(now),
             server=server,
             database=database,

@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from azure.core import MatchConditions
@@ -75,11 +75,13 @@ class Mark:
     `behind` (removals only) is where the pass before the last one ended: what came after it is deleted once more.
     `seen` (of a sync that others go after) is how far the last pass that came to its end has read; while the first pass
     is not over, how far it will have.
+    `held_back` is the bound that an open transaction keeps from moving, and since when.
     `unchecked` is since when (unix seconds) nobody has asked Customer.io which changes of an address it did not take.
     `first_rows` is how many rows the first pass has read, `first_empty` how often an attribute was empty in them.
     `incomplete` (profiles only) is where the mark stood when `without` columns were first left out because their types
-    had changed: once they may go, what has changed since is sent again.
-    `knows_people` is whether people.json was there: then it must be.
+    had changed: once they may go, what has changed since is sent again; without a cursor it means everybody.
+    `mending` is where the mark stood before it went back to `incomplete`: so far a pass is no surge.
+    `latest_rows` and `latest_bad` are Flood's: {reason: count}.
     `recent` (updated_at only) are the digests, 16 bytes each, of rows beyond the position that are accounted for.
     """
 
@@ -94,13 +96,24 @@ class Mark:
     released: Sequence[str] = ()
     behind: Position | None = None
     seen: Seen | None = None
+    held_back: Seen | None = None
     unchecked: int | None = None
     first_rows: int = 0
     first_empty: Mapping[str, int] = field(default_factory=dict)
     incomplete: Position | None = None
     without: Sequence[str] = ()
-    knows_people: bool = False
+    mending: Position | None = None
+    latest_rows: int = 0
+    latest_bad: Mapping[str, int] = field(default_factory=dict)
     recent: bytes = field(default=b"", repr=False)
+
+    def without_keys(self) -> "Mark":
+        """The mark with positions before all rows of their cursors: for keys that have another type, and order, now."""
+
+        def at(position: Position | None) -> Position | None:
+            return Position(position.cursor, None) if position and position.cursor else None
+
+        return replace(self, position=at(self.position), behind=at(self.behind), incomplete=at(self.incomplete))
 
     def to_json(self) -> bytes:
         """The mark as it is stored."""
@@ -111,7 +124,7 @@ class Mark:
         """Read a stored mark; `name` is the blob's. Raises StateFault."""
         try:
             stored = json.loads(text)
-            seen = stored["seen"]
+            seen, held_back = stored["seen"], stored["held_back"]
             return cls(
                 identity=Identity(**stored["identity"]),
                 strategy=stored["strategy"],
@@ -124,12 +137,15 @@ class Mark:
                 released=tuple(stored["released"]),
                 behind=_position(stored["behind"]),
                 seen=Seen(**seen) if seen else None,
+                held_back=Seen(**held_back) if held_back else None,
                 unchecked=stored["unchecked"],
                 first_rows=int(stored["first_rows"]),
                 first_empty=dict(stored["first_empty"]),
                 incomplete=_position(stored["incomplete"]),
                 without=tuple(stored["without"]),
-                knows_people=bool(stored["knows_people"]),
+                mending=_position(stored["mending"]),
+                latest_rows=int(stored["latest_rows"]),
+                latest_bad=dict(stored["latest_bad"]),
                 recent=bytes.fromhex(stored["recent"]),
             )
         except (ValueError, KeyError, TypeError):
@@ -236,11 +252,19 @@ class State:
             except ResourceExistsError:
                 raise Busy(f"Another pass of {sync.name} has just begun; this one has nothing to do.") from None
 
+    def create(self) -> None:
+        """Make the container, where it is not there."""
+        with storage_errors(), suppress(ResourceExistsError):
+            self.container.create_container()
+
+    def is_new(self) -> bool:
+        """Whether the container belongs to nobody yet."""
+        with storage_errors():
+            return not self.container.get_blob_client("identity.json").exists()
+
     def remember(self, identity: Identity) -> None:
         """Tie the container to a workspace, server and database. Raises StateFault where it belongs to others."""
         with storage_errors():
-            with suppress(ResourceExistsError):
-                self.container.create_container()
             blob = self.container.get_blob_client("identity.json")
             try:
                 blob.upload_blob(json.dumps(asdict(identity), indent=1).encode(), content_settings=_JSON)

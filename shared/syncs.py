@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
+from shared.errors import NotThere
+
 
 class Kind(StrEnum):
     """What a row of the view becomes at Customer.io."""
@@ -62,8 +64,8 @@ CATALOGUE = (
 
 
 def find(name: str | None) -> Sync:
-    """The sync of that name. Raises LookupError."""
+    """The sync of that name. Raises NotThere."""
     for sync in CATALOGUE:
         if sync.name == name:
             return sync
-    raise LookupError("There is no such sync. The syncs are: " + ", ".join(sync.name for sync in CATALOGUE) + ".")
+    raise NotThere("There is no such sync. The syncs are: " + ", ".join(sync.name for sync in CATALOGUE) + ".")

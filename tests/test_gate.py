@@ -107,7 +107,7 @@ def test_a_few_bad_rows_are_no_flood_nor_are_many_reasons():
     assert flood.add(1000, [("a", "x")] * 49) is None
     assert flood.add(1000, [("a", "x")] * 49 + [("b", "x")] * 49) is None
     assert flood.add(1000, [("a", "x")] * 199) is None
-    assert flood.add(1000, [("a", "x")] * 200) == ("a", "x")
+    assert flood.add(1000, [("a", "x")] * 200) == "a: x"
     assert Flood(["a: x"]).add(1000, [("a", "x")] * 900) is None
 
 

@@ -30,7 +30,7 @@ CUSTOMER_COLUMNS = (Column("row_version", "timestamp"), Column("customer_id", "n
 
 def view_of(sync: Sync, *columns: Column, zone: str = "UTC") -> tuple[View, Settings]:
     settings = bare_settings(sql_time_zone=zone)
-    survey = Survey({sync.view: columns}, "0x00", datetime(2026, 1, 1), "server", "shop", False)
+    survey = Survey({sync.view: columns}, "0x00", "0x00", datetime(2026, 1, 1), "server", "shop", False)
     return View(sync, survey, settings), settings
 
 

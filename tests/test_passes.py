@@ -823,3 +823,26 @@ def test_an_event_that_was_rejected_is_sent_when_its_row_is_corrected(deployment
     run = deployment.run("orders")
     assert (run.operations, run.already_sent) == (rejected, 20 - rejected)
     assert sorted(event_ids(deployment)) == list(range(20))
+
+
+def test_a_transaction_that_stays_open_is_told_and_an_idle_database_is_not(deployment, database):
+    make_tables(deployment.sql)
+    add_orders(deployment.sql, range(3))
+    for _ in range(3):
+        run = deployment.run("orders")
+        assert (run.held_back_minutes, run.message) == (0, "")
+    with closing(pyodbc.connect(database)) as writer:
+        writer.execute("UPDATE shop.orders SET total = 1 WHERE order_id = 1")
+        add_orders(deployment.sql, range(3, 6))
+        assert deployment.run("orders").operations == 0  # younger than what is open
+        mark = json.loads(deployment.read("syncs/orders/mark.json"))
+        since = datetime.fromisoformat(mark["held_back"]["at"]) - timedelta(minutes=20)
+        mark["held_back"]["at"] = since.isoformat()
+        deployment.container.upload_blob("syncs/orders/mark.json", json.dumps(mark), overwrite=True)
+        run = deployment.run("orders")
+        assert run.outcome == "ok"
+        assert run.held_back_minutes == 20
+        assert "open for 20 minutes" in run.message and "DBCC OPENTRAN" in run.message
+        writer.rollback()
+    run = deployment.run("orders")
+    assert (run.accepted, run.held_back_minutes, run.message) == (3, 0, "")

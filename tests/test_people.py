@@ -1,6 +1,7 @@
 """Who was removed or merged: the record, and that every batch asks for it."""
 
 import threading
+import time
 
 import pytest
 
@@ -10,13 +11,14 @@ from shared.people import People
 from shared.state import State
 from tests.conftest import bare_settings
 from tests.test_customerio_client import event, settings_of
-from tests.test_passes import add_customers, make_tables
+from tests.test_passes import add_customers, add_orders, make_tables
 
 
 @pytest.fixture
 def state(azurite, container):
     container.create_container()
     state = State(bare_settings(AzureWebJobsStorage=azurite, state_container=container.container_name))
+    People(state).begin()
     yield state
     state.close()
 
@@ -95,17 +97,37 @@ def test_many_that_record_at_once_lose_nothing(state):
 
 @pytest.mark.parametrize("text", [b"", b"{}", b'{"key": "zz", "removed": "", "merged": {}}', b"[1]"])
 def test_a_damaged_record_stops_everything(state, container, text):
-    container.upload_blob("people.json", text)
+    container.upload_blob("people.json", text, overwrite=True)
     with pytest.raises(StateFault, match=r"people\.json is damaged"):
         People(state).barred(["1"])
 
 
-def test_a_record_that_is_gone_stops_who_knew_it(state, container):
+def test_a_record_that_is_gone_stops_everything(state, container):
+    container.delete_blob("people.json")
+    for act in (People(state).refresh, lambda: People(state).barred(["1"]), lambda: People(state).remove(["1"])):
+        with pytest.raises(StateFault, match=r"people\.json is gone"):
+            act()
+
+
+def test_to_begin_a_record_anew_changes_nothing(state):
     people = People(state)
     people.remove(["1"])
-    container.delete_blob("people.json")
-    with pytest.raises(StateFault, match=r"people\.json is gone"):
-        people.barred(["1"])
+    People(state).begin()
+    assert people.barred(["1"]) == {"1": Barred.REMOVED}
+
+
+def test_a_circle_of_merges_hangs_nobody(state):
+    people = People(state)
+    people.merge({"a": "b", "b": "a"})
+    assert set(people.primaries(["a", "b"])) <= {"a", "b"}
+
+
+def test_who_was_merged_removed_and_restored_is_the_primary_again(state):
+    people = People(state)
+    people.merge({"b": "a"})
+    people.remove(["b"])
+    people.restore(["b"])
+    assert people.primaries(["b"]) == {"b": "a"}
 
 
 def test_a_batch_leaves_out_who_is_barred_and_sends_the_others(workspace):
@@ -150,16 +172,36 @@ def test_a_record_that_cannot_be_read_sends_nothing(workspace):
     assert workspace.stats()["operations"] == 0
 
 
-def test_a_record_that_is_gone_between_two_passes_stops_a_sync_that_knew_of_it(deployment):
+def test_a_record_that_is_gone_stops_a_sync_that_never_met_it(deployment):
     make_tables(deployment.sql)
     add_customers(deployment.sql, range(3))
-    state = State(deployment.settings())
     deployment.run("customers")
-    People(state).remove(["1"])
-    deployment.sql.execute("UPDATE shop.customers SET email = 'new@example.com' WHERE customer_id = 1")
-    assert deployment.run("customers").held == {"removed": 1}
     deployment.container.delete_blob("people.json")
-    deployment.sql.execute("UPDATE shop.customers SET email = 'newer@example.com' WHERE customer_id = 1")
+    add_orders(deployment.sql, range(3))
     with pytest.raises(StateFault, match=r"people\.json is gone"):
-        deployment.run("customers")
+        deployment.run("orders")
+    assert list(deployment.workspace.events()) == []
+
+
+def test_somebody_who_is_merged_while_an_event_is_on_its_way_gets_it_as_who_they_are(deployment):
+    make_tables(deployment.sql)
+    add_customers(deployment.sql, range(3))
+    add_orders(deployment.sql, range(3))
+    deployment.run("customers")
+    state = State(deployment.settings())
+    deployment.workspace.add_fault(status=503, times=1, retry_after=2)
+    runs = []
+    orders = threading.Thread(target=lambda: runs.append(deployment.run("orders")))
+    orders.start()
+    deadline = time.monotonic() + 20
+    while not deployment.workspace.stats()["requests_by_status"].get("503"):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    (whose,) = deployment.sql.execute("SELECT customer_id FROM shop.orders WHERE order_id = 1").fetchone()
+    People(state).merge({str(whose): "registered"})
+    orders.join()
     state.close()
+    assert (runs[0].outcome, runs[0].dead_letters) == ("ok", 0)
+    assert {e["attributes"]["event_id"]: e["person"] for e in deployment.workspace.events()}[1] == "registered"
+    assert len(list(deployment.workspace.events())) == 3
+    assert deployment.run("orders").operations == 0

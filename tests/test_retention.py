@@ -506,7 +506,9 @@ def test_a_guest_with_three_orders_who_registers_is_one_person_ever_after(deploy
     assert set(people) == {"42"}
     assert (people["42"]["email"], people["42"]["plan_name"]) == ("gina@example.com", "gold")
     assert [(event["person"], event["event_id"]) for event in events(deployment)][-1] == ("42", "late")
+    assert deployment.run("merges").repeated == 1  # should an identify of the guest have been on its way
     assert deployment.run("merges").operations == 0
+    assert set(deployment.workspace.people()) == {"42"}
 
 
 @pytest.mark.parametrize("together", [True, False], ids=["in one page", "in two passes"])

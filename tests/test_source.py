@@ -21,7 +21,7 @@ def view_of(zone: str, now: str, key: str = "int", cursor: str = "datetime2") ->
         Column("event_id", key, 20),
         Column("updated_at", cursor),
     )
-    survey = Survey({"orders": columns}, "0x00", datetime.fromisoformat(now), "server", "shop", False)
+    survey = Survey({"orders": columns}, "0x00", "0x00", datetime.fromisoformat(now), "server", "shop", False)
     return View(ORDERS, survey, settings), survey
 
 

@@ -18,6 +18,7 @@ NAME = "syncs/orders/mark.json"
 @pytest.fixture
 def state(deployment: Deployment):
     state = State(deployment.settings())
+    state.create()
     state.remember(MARK.identity)
     state.begin(ORDERS, MARK)
     yield state
@@ -96,7 +97,7 @@ def test_state_of_another_workspace_server_or_database_is_refused(state, part):
 def test_a_read_only_replica_is_refused_for_row_version_and_taken_for_updated_at(deployment):
     def view(cursor: Column) -> View:
         columns = [Column("customer_id", "int"), cursor]
-        survey = Survey({"customers": columns}, "0x00", None, "server", "shop", True)  # type: ignore[arg-type]
+        survey = Survey({"customers": columns}, "0x00", "0x00", None, "server", "shop", True)  # type: ignore[arg-type]
         return View(SYNCS["customers"], survey, deployment.settings())
 
     with pytest.raises(ConfigurationFault, match="read-only replica of shop"):

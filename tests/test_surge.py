@@ -2,7 +2,7 @@
 
 import pytest
 
-from shared.surge import count_empty, emptied, is_mass
+from shared.surge import Emptied, count_empty, is_mass
 
 
 @pytest.mark.parametrize(
@@ -18,18 +18,32 @@ def test_empty_is_null_zero_false_and_blank():
     assert count_empty(["a", "b", "c", "d"], rows) == {"a": 1, "b": 1, "c": 1, "d": 1}
 
 
+def rows(count: int, empty: int) -> list[tuple[object, ...]]:
+    return [("0x1", number, None if number < empty else "x@example.com", 1) for number in range(count)]
+
+
 @pytest.mark.parametrize(
-    ("rows", "empty", "found"),
+    ("pages", "found"),
     [
-        (500, {"email": 110, "ltv": 450}, None),
-        (500, {"email": 111, "ltv": 0}, "email"),
-        (499, {"email": 499}, None),  # too few to judge by
-        (500, {"new": 500}, None),  # nobody knows how often it was empty
+        ([rows(500, 110)], None),
+        ([rows(500, 111)], ("email", 111, 500)),
+        ([rows(499, 499)], None),  # too few to judge by
+        ([rows(100, 0), rows(399, 111), rows(1, 0)], ("email", 111, 500)),
+        ([rows(500, 0), rows(400, 400)], None),
     ],
 )
-def test_an_attribute_is_emptied_when_it_is_empty_more_often_than_in_the_first_pass(rows, empty, found):
-    assert emptied(empty, rows, {"email": 200, "ltv": 9000}, 10_000, 20) == found
+def test_an_attribute_is_emptied_when_it_is_empty_more_often_than_in_the_first_pass(pages, found):
+    emptied = Emptied(["email", "ltv"], {"email": 200, "ltv": 9000}, 10_000, 20)
+    said = [emptied.add(page) for page in pages]
+    assert said == [None] * (len(pages) - 1) + [found]
 
 
-def test_without_a_first_pass_nothing_is_judged():
-    assert emptied({"email": 1000}, 1000, {}, 0, 20) is None
+def test_what_is_released_is_not_judged_nor_is_anything_without_a_first_pass():
+    assert Emptied(["email", "ltv"], {"email": 0}, 1000, 20, ["emptied: email"]).add(rows(500, 500)) is None
+    assert Emptied(["email", "ltv"], {}, 0, 20).add(rows(500, 500)) is None
+    assert Emptied(["email", "ltv"], {"ltv": 0}, 1000, 20).add(rows(500, 500)) is None  # email is new
+
+
+def test_people_who_have_vanished_have_emptied_nothing():
+    vanished = [("0x1", number, None, None) for number in range(500)]
+    assert Emptied(["email", "ltv"], {"email": 0, "ltv": 0}, 1000, 20).add(vanished) is None

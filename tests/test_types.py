@@ -179,7 +179,7 @@ class Table:
     def view(self) -> View:
         sync = SYNCS[self.kind]
         columns = (Column("row_version", "timestamp"), *self.columns)
-        survey = Survey({sync.view: columns}, "0x00", datetime(2026, 1, 1), "server", "shop", False)
+        survey = Survey({sync.view: columns}, "0x00", "0x00", datetime(2026, 1, 1), "server", "shop", False)
         return View(sync, survey, self.settings)
 
     def map(self, primaries: Callable[[Collection[str]], Mapping[str, str]] = lambda people: {}) -> Mapped:
@@ -252,7 +252,7 @@ def check(table: Table, mapped: Mapped) -> None:
     sent = [operation.row for operation in mapped.operations]
     assert sent == sorted(set(sent))
     assert not set(sent) & mapped.bad.keys()
-    assert len(sent) + len(mapped.bad) + mapped.vanished + mapped.merged == len(table.rows)
+    assert len(sent) + len(mapped.bad) + mapped.vanished + len(mapped.merged) == len(table.rows)
     cleared, owns_consent = table.settings.clear_when_null, table.settings.sql_owns_consent
     for operation in mapped.operations:
         assert operation.payloads
