@@ -213,10 +213,10 @@ class Mapper:
         values, invalid_emails = self._checked(self._values, columns, bad, of_person=True)
         operations = []
         for row, row_values in enumerate(_rows(values, len(ids))):
-            if row in bad or row in vanished:
-                continue
             if ids[row] in others:
+                bad.pop(row, None)
                 merged.append(row)
+            if row in bad or row in vanished or ids[row] in others:
                 continue
             state = _identify(ids[row], read_at, _present(names, row_values, self._cleared))
             if payloads := _encode(row, [state], bad):
@@ -283,6 +283,8 @@ class Mapper:
         emails = ["" if value is None else str(value).strip() for value in self._column(columns, "secondary_email")]
         times = self._times("merged_at", columns, None, bad)
         into = dict(primaries({*wanted, *secondaries}))
+        # of rows that merge one person into several, the last is meant
+        last = dict(zip(secondaries, wanted, strict=True))
 
         def end_of(person: str) -> str:
             while person in into:
@@ -297,6 +299,8 @@ class Mapper:
                     bad[row] = ("secondary_customer_id", "neither it nor a valid secondary_email is there")
             elif secondary == end_of(primary):
                 bad[row] = ("secondary_customer_id", "primary and secondary are one person by now")
+            elif secondary not in into and primary != last[secondary]:
+                bad[row] = ("secondary_customer_id", "a later row merges it into another person")
             elif (earlier := end_of(secondary)) == secondary:
                 into[secondary] = end_of(primary)
             elif earlier != end_of(primary):

@@ -116,7 +116,7 @@ class People:
             known = book.hash_of(person)
             if known in book.removed:
                 found[person] = Barred.REMOVED
-            elif known in book.merged:
+            elif known in book.merged and book.primary_of(person) != person:
                 found[person] = Barred.MERGED
         return found
 
