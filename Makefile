@@ -31,6 +31,7 @@ clean:
 $(VENV)/.ready: requirements.txt requirements-dev.txt requirements-nodeps.txt
 	@echo "set-up: Python packages in $(VENV)"
 	@test -x $(python) || $(PYTHON) -m venv $(VENV)
+	@$(pip) install --only-binary :all: --require-hashes -r requirements.txt
 	@$(pip) install --only-binary :all: -r requirements-dev.txt && $(pip) install --no-deps -r requirements-nodeps.txt
 	@touch $@
 

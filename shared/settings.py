@@ -1,5 +1,6 @@
 """The settings, read from the environment (Azure's app settings, or `Values` of local.settings.json)."""
 
+import os
 import re
 from ipaddress import ip_address
 from typing import Annotated, Literal
@@ -167,6 +168,15 @@ def load() -> Settings:
         raise ConfigurationFault(
             "AzureWebJobsStorage is missing: set it to a connection string, or set AzureWebJobsStorage__accountName"
             " to reach the account by managed identity."
+        )
+    unchecked = re.search(
+        r"(?i)(^|;)\s*(TrustServerCertificate\s*=\s*(yes|true|1)|Encrypt\s*=\s*(no|false|optional|0))\s*(;|$)",
+        settings.sql_connection_string.get_secret_value(),
+    )
+    if unchecked and "WEBSITE_SITE_NAME" in os.environ:  # Azure sets it
+        raise ConfigurationFault(
+            f"SQL_CONNECTION_STRING says {unchecked[2]}, so nobody checks who the server is. That is for a development"
+            " machine only: leave it out, and use the server's full name."
         )
     return settings
 

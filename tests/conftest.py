@@ -3,6 +3,7 @@
 Each service runs once a session; each test has a database, a workspace and a state container of its own.
 """
 
+import logging
 import os
 import re
 import uuid
@@ -40,6 +41,33 @@ def bare_settings(**changes: Any) -> Settings:
         "customerio_api_key": "x",
     }
     return Settings(**{**needed, **changes})
+
+
+class _Leaks(logging.Handler):
+    """Keeps the log lines that hold an address, a secret, or what a test has planted to be found."""
+
+    _NEVER = re.compile(r"[\w.+-]+@[\w-]+\.\w+|planted|(?i:pwd|password|accountkey|authorization)\s*[=:]")
+
+    def __init__(self) -> None:
+        super().__init__(logging.DEBUG)
+        self.found: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if record.exc_info:
+            text += str(record.exc_info[1])
+        if self._NEVER.search(text) and not record.name.startswith(("local", "azure.core.pipeline")):
+            self.found.append(f"{record.name}: {text}")
+
+
+@pytest.fixture(autouse=True)
+def nothing_leaks() -> Iterator[None]:
+    """No test of all makes the product log a customer's data or a secret."""
+    leaks = _Leaks()
+    logging.getLogger().addHandler(leaks)
+    yield
+    logging.getLogger().removeHandler(leaks)
+    assert leaks.found == []
 
 
 @pytest.fixture(scope="session")

@@ -49,8 +49,8 @@ def test_host_json_is_what_the_queues_and_the_passes_need() -> None:
 
 def _requirements(name: str) -> Iterator[Requirement]:
     for line in (REPOSITORY / name).read_text().splitlines():
-        text = line.partition("#")[0].strip()
-        if text and not text.startswith("-r"):
+        text = line.partition("#")[0].removesuffix("\\").strip()
+        if text and not text.startswith("--hash="):
             yield Requirement(text)
 
 
@@ -58,9 +58,23 @@ def _pinned(requirement: Requirement) -> bool:
     return [(s.operator, "*" in s.version) for s in requirement.specifier] == [("==", False)]
 
 
-@pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt", "requirements-nodeps.txt"])
+REQUIREMENTS = ["requirements.in", "requirements.txt", "requirements-dev.txt", "requirements-nodeps.txt"]
+
+
+@pytest.mark.parametrize("name", REQUIREMENTS)
 def test_every_requirement_is_pinned(name: str) -> None:
     assert [str(requirement) for requirement in _requirements(name) if not _pinned(requirement)] == []
+
+
+def test_what_ships_is_what_is_asked_for_and_each_has_its_hashes_and_its_purpose() -> None:
+    shipped = {(one.name, str(one.specifier)) for one in _requirements("requirements.txt")}
+    assert {(one.name, str(one.specifier)) for one in _requirements("requirements.in")} <= shipped
+    entries = (REPOSITORY / "requirements.txt").read_text().split("\n")
+    for number, line in enumerate(entries):
+        if line and line[0] not in "# ":
+            assert line.endswith("\\") and entries[number + 1].startswith("    --hash=sha256:"), line
+    for line in (REPOSITORY / "requirements.in").read_text().splitlines():
+        assert line.startswith("#") or re.search(r"  # \w", line), line
 
 
 @pytest.mark.parametrize("version", ["3.11", "3.12", "3.13"])
@@ -71,8 +85,8 @@ def test_every_python_gets_each_requirement_once(version: str) -> None:
     assert ("azure-functions-runtime" in names) == (version == "3.13")
 
 
-def test_the_shipped_code_imports_what_requirements_txt_names_and_all_of_it() -> None:
-    named = {requirement.name for requirement in _requirements("requirements.txt")}
+def test_the_shipped_code_imports_what_is_asked_for_and_all_of_it() -> None:
+    named = {requirement.name for requirement in _requirements("requirements.in")}
     imported = {_distribution(module) for module in _imports()}
     # Nobody imports these two: zoneinfo reads one, the platform starts the other.
     assert imported == named - {"tzdata", "azure-functions-runtime"}

@@ -99,3 +99,14 @@ def test_the_example_settings_name_every_setting_and_no_other():
     schedules = {name for name in values if name.endswith("_SCHEDULE")}
     names = {setting_name(field) for field in Settings.model_fields}
     assert set(values) - schedules - {"FUNCTIONS_WORKER_RUNTIME"} == names
+
+
+@pytest.mark.parametrize("part", ["TrustServerCertificate=yes", "encrypt = no", "Encrypt=Optional"])
+def test_the_servers_certificate_is_checked_in_azure_whatever_the_connection_string_says(load_with, monkeypatch, part):
+    text = f"{GOOD['SQL_CONNECTION_STRING']};{part}"
+    assert load_with(SQL_CONNECTION_STRING=text).sql_connection_string.get_secret_value() == text
+    monkeypatch.setenv("WEBSITE_SITE_NAME", "tidemark-prod")
+    load_with(SQL_CONNECTION_STRING=f"{GOOD['SQL_CONNECTION_STRING']};Encrypt=strict")
+    with pytest.raises(ConfigurationFault, match=part.split("=")[0].strip()) as failure:
+        load_with(SQL_CONNECTION_STRING=text)
+    assert "planted-secret" not in str(failure.value)
