@@ -5,7 +5,7 @@ python := $(VENV)/bin/python
 pip := $(python) -m pip --quiet --disable-pip-version-check
 ready := $(VENV)/.ready .tools/unixodbc .tools/azurite/.ready .tools/cdnow/CDNOW_master.txt
 
-.PHONY: demo serve test lint docs setup clean
+.PHONY: demo serve test faults lint docs setup clean
 
 demo: setup  ## purchase histories from SQL Server to Customer.io: everything, nothing, then what changes; writes .demo/report.json
 	@$(python) -m local.demo
@@ -15,6 +15,9 @@ serve: setup  ## the same, kept running to play with
 
 test: setup
 	@$(python) -m pytest -q -n 2 --dist worksteal $(PYTEST_ARGS)
+
+faults: setup  ## kills and faults from a seed, then SQL Server and Customer.io compared; writes .faults/results.json
+	@$(python) -m local.faults $(FAULTS_ARGS)
 
 lint: setup
 	@$(python) -m ruff check . && $(python) -m ruff format --check . && $(python) -m mypy

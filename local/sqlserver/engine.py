@@ -10,9 +10,10 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,9 @@ class Database:
 class Engine:
     """The databases by name, and the sessions' numbers."""
 
-    def __init__(self) -> None:
+    def __init__(self, clocks: Mapping[str, int]) -> None:
+        """`clocks`: by how many seconds a database's clock is ahead, where it is."""
+        self.clocks = clocks
         self.databases = {"master": Database("master")}
         self.lock = threading.Lock()
         self.sessions = 50
@@ -446,7 +449,8 @@ class Session:
             return
         values: dict[str, str] = {}
         if plan.variables & {"ms_now"}:
-            values["ms_now"] = f"TIMESTAMP '{wire.utc_now().isoformat(sep=' ')}'"
+            now = wire.utc_now() + timedelta(seconds=self.engine.clocks.get(self.db.name.lower(), 0))
+            values["ms_now"] = f"TIMESTAMP '{now.isoformat(sep=' ')}'"
         if plan.variables & {"ms_min_active", "ms_dbts"}:
             bound, last = self.db.min_active()
             values["ms_min_active"], values["ms_dbts"] = f"unhex('{bound:016X}')", f"unhex('{last:016X}')"

@@ -9,12 +9,14 @@ import socket
 import struct
 import threading
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 from . import wire
 from .describe import data_types, undeclared_parameters
 from .engine import Engine, Outcome, Parameters, Session
 from .errors import Cancelled, SqlError, cannot, translate
+from .faults import Faults, struck
 from .sqltypes import SqlType, make
 from .wire import DONE, DONE_ATTENTION, DONE_ERROR, DONE_IN_PROC, DONE_MORE, DONE_PROC, Link, Reader
 
@@ -28,7 +30,8 @@ class Server:
     """Listens on a loopback port until closed."""
 
     def __init__(self, password: str, port: int = 0) -> None:
-        self.engine, self.password = Engine(), password
+        self.faults = Faults()
+        self.engine, self.password = Engine(self.faults.clocks), password
         self.socket = socket.create_server(("127.0.0.1", port), backlog=128)
         self.port: int = self.socket.getsockname()[1]
 
@@ -113,6 +116,8 @@ class Connection:
         try:
             if user.lower() != "sa" or password != self.server.password:
                 raise SqlError(18456, f"Login failed for user '{user}'.", 14)
+            if fault := self.server.faults.find(database, "login"):
+                raise fault.failure()
             self.session = self.server.engine.open(database)
         except SqlError as e:
             more = wire.error(SqlError(18456, f"Login failed for user '{user}'.", 14)) if e.number == 4060 else b""
@@ -144,7 +149,8 @@ class Connection:
             r = Reader(data)
             r.at = int.from_bytes(data[:4], "little")  # ALL_HEADERS
             if kind == wire.SQL_BATCH:
-                self._tokens(self.session.batch(data[r.at :].decode("utf-16-le", "surrogatepass")), DONE)
+                text = data[r.at :].decode("utf-16-le", "surrogatepass")
+                self._tokens(self.server.faults.command(text) or self._batch(text), DONE)
             elif kind == wire.RPC:
                 self._calls(r)
             elif kind == wire.TRANSACTION:
@@ -154,8 +160,21 @@ class Connection:
             self.link.finish()
         except Cancelled:
             self.link.finish(wire.done(DONE, DONE_ERROR))
+        except OSError:
+            with suppress(OSError):
+                self.link.flush()  # A fault may cut an answer in its middle.
+            raise
         except Exception as e:
             self.link.finish(self._error(e) + wire.done(DONE, DONE_ERROR))
+
+    def _batch(
+        self, sql: str, parameters: Parameters | None = None, values: dict[int, Any] | None = None
+    ) -> Iterable[Outcome]:
+        """What a batch gives, or what the fault leaves of it that it meets."""
+        assert self.session is not None
+        outcomes = self.session.batch(sql, parameters, values)
+        fault = self.server.faults.find(self.session.database, "statement", sql)
+        return struck(fault, outcomes) if fault else outcomes
 
     def _error(self, e: Exception) -> bytes:
         known = translate(e)
@@ -307,7 +326,7 @@ class Connection:
         try:
             if name == "sp_executesql":
                 sql, parameters, numbered = self._declared(values)
-                self._tokens(self.session.batch(sql, parameters, numbered), DONE_IN_PROC, metadata=metadata)
+                self._tokens(self._batch(sql, parameters, numbered), DONE_IN_PROC, metadata=metadata)
             elif name in ("sp_prepexec", "sp_prepare"):
                 self.handles += 1
                 handle = self.handles
@@ -316,13 +335,13 @@ class Connection:
                 sql, parameters, numbered = self._declared([values[2], values[1], *values[3:]])
                 self.prepared[handle] = sql, parameters
                 if name == "sp_prepexec":
-                    self._tokens(self.session.batch(sql, parameters, numbered), DONE_IN_PROC, metadata=metadata)
+                    self._tokens(self._batch(sql, parameters, numbered), DONE_IN_PROC, metadata=metadata)
             elif name == "sp_execute":
                 if values[0][3] not in self.prepared:
                     raise SqlError(8179, f"Could not find prepared statement with handle {values[0][3]}.")
                 sql, parameters = self.prepared[values[0][3]]
                 numbered = {i: v[3] for i, v in enumerate(values[1:], 1)}
-                self._tokens(self.session.batch(sql, parameters, numbered), DONE_IN_PROC, metadata=metadata)
+                self._tokens(self._batch(sql, parameters, numbered), DONE_IN_PROC, metadata=metadata)
             elif name == "sp_unprepare":
                 self.prepared.pop(values[0][3], None)
             elif name == "sp_describe_undeclared_parameters":

@@ -477,6 +477,10 @@ class Link:
         if len(self._out) > 1 << 16:
             self._send(final=False)
 
+    def flush(self) -> None:
+        """Sends the packets that are full."""
+        self._send(final=False)
+
     def finish(self, data: bytes = b"") -> None:
         """Ends the message: the packet with the last bytes carries the end-of-message bit."""
         self._out += data
