@@ -122,7 +122,7 @@ def _claim(sync: Sync, settings: Settings, state: State, source: Source) -> Clai
             identity,
             view.strategy,
             walking=walking,
-            began=int(time.time()),
+            began=source.now(),
             account=_account_digest(settings),
             seen=_seen(sync, survey),
         ),

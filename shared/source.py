@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Literal, TypeVar, cast
 from zoneinfo import ZoneInfo
@@ -79,7 +79,8 @@ class Position:
 class Page:
     """Rows in keyset order as `(cursor, key, *fields)`, and the position of the last.
 
-    Unix seconds: `read_at` is when the query began, so the values are no older; `fetched_at` when the page arrived.
+    Unix seconds by SQL Server's clock: `read_at` is when the query began, so the values are no older; `fetched_at` when
+    the page arrived.
     """
 
     rows: list[tuple[object, ...]]
@@ -477,6 +478,7 @@ class Source:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._connection: pyodbc.Connection | None = None
+        self._clock: Callable[[], float] = time.time
 
     def __enter__(self) -> "Source":
         return self
@@ -490,6 +492,14 @@ class Source:
         if connection is not None:
             with suppress(pyodbc.Error):
                 connection.close()
+
+    def now(self) -> int:
+        """Unix seconds by SQL Server's clock, as the last survey told it.
+
+        Not by this machine's: where workers' clocks differ, an attribute would be sent with an older time than before,
+        and Customer.io would drop it.
+        """
+        return int(self._clock())
 
     def survey(self, sync: Sync) -> Survey:
         """Ask for the columns of the sync's views, the server's clock and the bound.
@@ -511,6 +521,8 @@ class Source:
                 f" not SELECT from it. Create it (reference views are in sql/), or grant SELECT on the schema {SCHEMA}."
             )
         bound, last, now, database, server, updateability = rows[0][6:]
+        survey_at, server_at = time.monotonic(), datetime.fromisoformat(now).replace(tzinfo=UTC).timestamp()
+        self._clock = lambda: server_at + time.monotonic() - survey_at
         return Survey(
             columns=columns,
             bound="0x" + bytes(bound).hex().upper(),
@@ -523,14 +535,14 @@ class Source:
 
     def named(self, view: View, keys: Sequence[str]) -> Page | None:
         """The rows with these keys, 2,000 at most; None where there are none. Raises as `pages` does."""
-        read_at = int(time.time())
+        read_at = self.now()
 
         def ask() -> list[pyodbc.Row]:
             text, parameters = view.named(keys)
             return list(self._connect().execute(text, *parameters).fetchall())
 
         rows: list[tuple[object, ...]] = [tuple(row) for row in self._retrying(ask)]
-        return Page(rows, position_of(rows[-1]), read_at, int(time.time())) if rows else None
+        return Page(rows, position_of(rows[-1]), read_at, self.now()) if rows else None
 
     def pages(
         self, view: View, order: Literal["changed", "walk"], start: Position | None, bound: str | None
@@ -545,9 +557,10 @@ class Source:
         tries = 0
         while True:
             text, parameters = view.changed(position, bound) if order == "changed" else view.walk(position)
-            read_at = int(time.time())
+            read_at = self.now()
             try:
-                for page in _pages(self._connect().execute(text, *parameters), self._settings.page_size, read_at):
+                cursor = self._connect().execute(text, *parameters)
+                for page in _pages(cursor, self._settings.page_size, read_at, self.now):
                     tries = 0
                     position = page.last
                     yield page
@@ -610,7 +623,7 @@ class Source:
             raise SourceUnavailable(str(failure)) from None
 
 
-def _pages(cursor: pyodbc.Cursor, size: int, read_at: int) -> Iterator[Page]:
+def _pages(cursor: pyodbc.Cursor, size: int, read_at: int, now: Callable[[], int]) -> Iterator[Page]:
     """Cut what the cursor brings into pages that never end between rows of one (cursor, key)."""
     held: list[tuple[object, ...]] = []
     more = True
@@ -625,7 +638,7 @@ def _pages(cursor: pyodbc.Cursor, size: int, read_at: int) -> Iterator[Page]:
                 end -= 1
         held = rows[end:]
         if end:
-            yield Page(rows[:end], position_of(rows[end - 1]), read_at, int(time.time()))
+            yield Page(rows[:end], position_of(rows[end - 1]), read_at, now())
 
 
 def _place(row: Sequence[object]) -> tuple[object, object]:
