@@ -846,3 +846,13 @@ def test_a_transaction_that_stays_open_is_told_and_an_idle_database_is_not(deplo
         writer.rollback()
     run = deployment.run("orders")
     assert (run.accepted, run.held_back_minutes, run.message) == (3, 0, "")
+
+
+@pytest.mark.parametrize("hours", [-20, 20])
+def test_an_event_whose_time_is_corrected_by_less_than_a_day_is_not_sent_again(deployment, hours):
+    make_tables(deployment.sql)
+    add_orders(deployment.sql, range(50))
+    assert deployment.run("orders").accepted == 50
+    deployment.sql.execute(f"UPDATE shop.orders SET paid_at = DATEADD(hour, {hours}, paid_at)")
+    run = deployment.run("orders")
+    assert (run.rows, run.already_sent, run.operations) == (50, 50, 0)
