@@ -307,11 +307,24 @@ class _Pass:
         page, recent, settled = self._without_known(page)
         if self._sync.kind is Kind.PROFILE:
             self._refuse_surge(page)
+        if page.rows:
+            page = self._stamped(page)
         return _OnItsWay(delivery.send(page), recent, settled)
 
     def _account(self, delivery: Delivery, one: _OnItsWay) -> None:
         ledgered = delivery.account(one.sent)
         self._advance(one, ledgered, delivery)
+
+    def _stamped(self, page: Page) -> Page:
+        """The page with a time of reading that no earlier page's exceeds, though SQL Server's clock went back.
+
+        It is noted before anything is sent with it, once a pass: Customer.io drops what looks older than what it has.
+        """
+        mark = self._claim.mark
+        if page.read_at <= mark.stamped:
+            return replace(page, read_at=mark.stamped)
+        self._claim.save(replace(mark, stamped=page.read_at))
+        return page
 
     def _refuse_surge(self, page: Page) -> None:
         """Raise ViewFault before a pass touches too many people, or empties an attribute for too many."""

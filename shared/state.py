@@ -75,6 +75,7 @@ class Mark:
     `behind` (removals only) is where the pass before the last one ended: what came after it is deleted once more.
     `seen` (of a sync that others go after) is how far the last pass that came to its end has read; while the first pass
     is not over, how far it will have.
+    `stamped` is the latest time of reading that anything was sent with (unix seconds).
     `held_back` is the bound that an open transaction keeps from moving, and since when.
     `unchecked` is since when (unix seconds) nobody has asked Customer.io which changes of an address it did not take.
     `first_rows` is how many rows the first pass has read, `first_empty` how often an attribute was empty in them.
@@ -97,6 +98,7 @@ class Mark:
     behind: Position | None = None
     seen: Seen | None = None
     held_back: Seen | None = None
+    stamped: int = 0
     unchecked: int | None = None
     first_rows: int = 0
     first_empty: Mapping[str, int] = field(default_factory=dict)
@@ -138,6 +140,7 @@ class Mark:
                 behind=_position(stored["behind"]),
                 seen=Seen(**seen) if seen else None,
                 held_back=Seen(**held_back) if held_back else None,
+                stamped=int(stored["stamped"]),
                 unchecked=stored["unchecked"],
                 first_rows=int(stored["first_rows"]),
                 first_empty=dict(stored["first_empty"]),
