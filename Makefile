@@ -5,7 +5,7 @@ python := $(VENV)/bin/python
 pip := $(python) -m pip --quiet --disable-pip-version-check
 ready := $(VENV)/.ready .tools/unixodbc .tools/azurite/.ready .tools/cdnow/CDNOW_master.txt
 
-.PHONY: demo serve test faults lint docs setup clean
+.PHONY: demo serve test faults bench lint docs setup clean
 
 demo: setup  ## purchase histories from SQL Server to Customer.io: everything, nothing, then what changes; writes .demo/report.json
 	@$(python) -m local.demo
@@ -19,6 +19,9 @@ test: setup
 faults: setup  ## kills and faults from a seed, then SQL Server and Customer.io compared; writes .faults/results.json
 	@$(python) -m local.faults $(FAULTS_ARGS)
 
+bench: setup  ## what a pass costs, as ratios within one run, on a machine that does nothing else; writes .bench/results.json
+	@$(python) -m bench $(BENCH_ARGS)
+
 lint: setup
 	@$(python) -m ruff check . && $(python) -m ruff format --check . && $(python) -m mypy
 
@@ -28,7 +31,7 @@ docs: setup  ## the generated tables of the README
 setup: $(ready)
 
 clean:
-	rm -rf .venv* .tools .demo .pytest_cache .mypy_cache .ruff_cache .hypothesis && find . -name __pycache__ -prune -exec rm -rf {} +
+	rm -rf .venv* .tools .demo .bench .pytest_cache .mypy_cache .ruff_cache .hypothesis && find . -name __pycache__ -prune -exec rm -rf {} +
 
 # Wheels only: no compiler is needed, and a package without a wheel for this machine says so at once.
 $(VENV)/.ready: requirements.txt requirements-dev.txt requirements-nodeps.txt

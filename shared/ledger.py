@@ -2,24 +2,32 @@
 
     syncs/<sync>/ledger/journals/<run>   what one run has sent, in its order: day (4 bytes) and id (16 bytes) an entry
     syncs/<sync>/ledger/days/<date>      the ids of one event day, sorted, 16 bytes each
+    syncs/<sync>/ledger/index            the days that are there: day (4 bytes) and its number of ids (4 bytes) an entry
 
 A page costs one durable write, a block of the run's journal, however many days its events lie on. When the pass ends,
 the journal is folded into the days. A journal whose run was killed is read by the next pass, and folded by it.
 
-Invariant: an id is in a journal before the mark passes its row, and in its day before its journal is deleted. So a kill
-at any moment leaves it in at least one of them, and folding twice changes nothing.
+Invariant: an id is in a journal before the mark passes its row, and in its day, and its day in the index, before its
+journal is deleted. So a kill at any moment leaves it in at least one of them, and folding twice changes nothing.
+
+Runs go by the index: to list two years of days costs more than all the rest of a pass. Only where it knows of no event
+of today yet, or of less than the mark does, are the days listed: so a lost one is told while it can still be restored.
+In between, a day that is not there as the index says is a fault once it is needed. The index itself may be deleted.
 
 An id is looked for on its event's day and on both neighbours: a corrected time zone, which moves an event by less than
 a day, does not send it again.
 """
 
 import struct
+import time
 from bisect import bisect_left
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
+from itertools import starmap
+from typing import Any
 
 from azure.core import MatchConditions
 from azure.core.exceptions import ResourceExistsError, ResourceModifiedError, ResourceNotFoundError
@@ -27,13 +35,16 @@ from azure.storage.blob import ContainerClient
 
 from shared.errors import StateFault
 from shared.mapping import DIGEST_BYTES, SECONDS_PER_DAY
-from shared.state import append, storage_errors
+from shared.state import Document, append, storage_errors
 from shared.syncs import Sync
 
 _ENTRY = struct.Struct(f">i{DIGEST_BYTES}s")
+_ID = struct.Struct(f"{DIGEST_BYTES}s")
+_IN_INDEX = struct.Struct(">iI")
 _FOLD_AT = 1_000_000  # ids in memory: 16 MB
 _CACHED_BYTES = 32 * 2**20
 _PARALLEL = 8
+_RESTORE = "Restore {} (soft delete, versions)."
 
 Entry = tuple[int, bytes]
 """An event's day (days since 1970) and the id of 16 bytes."""
@@ -81,40 +92,45 @@ class SortedIds:
         return at < len(self) and self[at] == digest
 
     def __iter__(self) -> Iterator[bytes]:
-        return (self[index] for index in range(len(self)))
+        return (digest for (digest,) in _ID.iter_unpack(self._packed))
+
+
+_Stored = tuple[str, SortedIds]
+"""A stored day's ETag and its ids."""
 
 
 class Ledger:
     """One run's door to the ledger; used while the sync's lease is held."""
 
     def __init__(self, container: ContainerClient, sync: Sync, run: str, at_least: int) -> None:
-        """Look what is there. Raises StateFault where that is less than the `at_least` ids that the mark knows of."""
+        """Look what is there. Raises StateFault where that is less than the `at_least` ids that the mark knows of.
+
+        `unsent` and `fold` raise it too, where a stored day that they need holds less than it did.
+        """
+        folder = f"syncs/{sync.name}/ledger/"
         self._container = container
-        self._days = f"syncs/{sync.name}/ledger/days/"
-        self._journals = f"syncs/{sync.name}/ledger/journals/"
-        self._journal = self._journals + run
-        self._stored: dict[int, int] = {}  # day -> bytes
-        self._cache: OrderedDict[int, SortedIds] = OrderedDict()
+        self._days = f"{folder}days/"
+        self._journal = f"{folder}journals/{run}"
+        self._index = Document(container, f"{folder}index")
+        self._cache: OrderedDict[int, _Stored] = OrderedDict()
         self._recent = Ids()  # journaled, not folded yet
         self._on_their_way: set[bytes] = set()  # of the pages that are being sent
-        open_journals: list[str] = []
-        journaled = 0
+        # journals before days: what another run folds meanwhile is met twice, and not missed
         with storage_errors():
-            for blob in container.list_blobs(f"syncs/{sync.name}/ledger/"):
-                if blob.name.startswith(self._days):
-                    self._stored[_day_of(blob.name[len(self._days) :])] = blob.size
-                else:
-                    open_journals.append(blob.name)
-                    journaled += blob.size // _ENTRY.size
-        damaged = [day for day, size in self._stored.items() if size % DIGEST_BYTES]
-        found = sum(self._stored.values()) // DIGEST_BYTES + journaled
-        if damaged or found < at_least:
+            journals = {blob.name: blob.size // _ENTRY.size for blob in container.list_blobs(f"{folder}journals/")}
+        self._stored = _unpack_index(self._index.read())  # day -> ids, at least
+        journaled = sum(journals.values())
+        today = int(time.time()) // SECONDS_PER_DAY
+        if max(self._stored, default=today - 1) < today or sum(self._stored.values()) + journaled < at_least:
+            self._stored = self._list_days()
+        found = sum(self._stored.values()) + journaled
+        if found < at_least:
             raise StateFault(
                 f"The ledger of {sync.name} is damaged: the mark knows of {at_least} sent events, {found} are left."
-                f" Nothing was sent. Restore the blobs below syncs/{sync.name}/ledger/ (soft delete, versions)."
+                f" Nothing was sent. {_RESTORE.format(f'the blobs below {folder}')}"
             )
-        self._open = open_journals
-        for name in open_journals:
+        self._open = list(journals)
+        for name in journals:
             for _, digest in self._read_journal(name)[1]:
                 if digest not in self._recent:
                     self._recent.add(digest)
@@ -166,9 +182,11 @@ class Ledger:
             for day, digest in entries:
                 by_day[day] += digest
         with ThreadPoolExecutor(_PARALLEL) as pool:
-            for day, size in pool.map(self._merge, by_day.items()):
-                self._stored[day] = size
+            for day, count in pool.map(self._merge, by_day.items()):
+                self._stored[day] = count
                 self._cache.pop(day, None)
+        if by_day:
+            self._index.change(self._with_stored)
         with storage_errors():
             for name, etag in etags.items():
                 # what a run without its lease has added meanwhile stays for the next fold
@@ -188,45 +206,72 @@ class Ledger:
 
     def _read_days(self, days: Sequence[int]) -> Iterator[tuple[int, SortedIds]]:
         """The ids of stored days, a few of them in memory at a time."""
-
-        def read(day: int) -> SortedIds:
-            with storage_errors():
-                return SortedIds(self._container.download_blob(self._days + _date_of(day)).readall())
-
         with ThreadPoolExecutor(_PARALLEL) as pool:
             for start in range(0, len(days), _PARALLEL):
                 some = days[start : start + _PARALLEL]
                 missing = [day for day in some if day not in self._cache]
-                self._cache.update(zip(missing, pool.map(read, missing), strict=True))
+                self._cache.update(zip(missing, pool.map(self._read_day, missing), strict=True))
                 for day in some:
                     self._cache.move_to_end(day)
-                    yield day, self._cache[day]
-                while sum(map(len, self._cache.values())) * DIGEST_BYTES > _CACHED_BYTES:
+                    yield day, self._cache[day][1]
+                while sum(len(ids) for _, ids in self._cache.values()) * DIGEST_BYTES > _CACHED_BYTES:
                     self._cache.popitem(last=False)
+
+    def _read_day(self, day: int) -> _Stored:
+        """A stored day. Raises StateFault where it holds less than it did."""
+        name = self._days + _date_of(day)
+        with storage_errors():
+            try:
+                download = self._container.download_blob(name)
+                content = download.readall()
+            except ResourceNotFoundError:
+                raise _damaged(name) from None
+        if len(content) % DIGEST_BYTES or len(content) // DIGEST_BYTES < self._stored.get(day, 0):
+            raise _damaged(name)
+        return download.properties.etag, SortedIds(content)
+
+    def _list_days(self) -> dict[int, int]:
+        """The days that are there, and how many ids each holds. Raises StateFault where one is torn."""
+        days = {}
+        with storage_errors():
+            for blob in self._container.list_blobs(self._days):
+                count, rest = divmod(blob.size, DIGEST_BYTES)
+                if rest:
+                    raise _damaged(blob.name)
+                days[_day_of(blob.name[len(self._days) :])] = count
+        return days
+
+    def _with_stored(self, index: bytes | None) -> bytes:
+        """The index with what this run knows. Days only grow: of two counts the higher one is the later one."""
+        for day, count in _unpack_index(index).items():
+            self._stored[day] = max(count, self._stored.get(day, 0))
+        return b"".join(starmap(_IN_INDEX.pack, sorted(self._stored.items())))
 
     def _merge(self, item: tuple[int, bytearray]) -> tuple[int, int]:
         day, journaled = item
         blob = self._container.get_blob_client(self._days + _date_of(day))
-        exists = day in self._stored
+        stored = self._cache.get(day) or (self._read_day(day) if day in self._stored else None)
         with storage_errors():
             while True:
-                download = blob.download_blob() if exists else None
-                ids = {*SortedIds(bytes(journaled)), *SortedIds(download.readall() if download else b"")}
-                packed = b"".join(sorted(ids))
+                before, only_if = SortedIds(b""), dict[str, Any]()
+                if stored:
+                    etag, before = stored
+                    only_if = {"overwrite": True, "etag": etag, "match_condition": MatchConditions.IfNotModified}
+                ids = dict.fromkeys([*before, *SortedIds(bytes(journaled))])  # in order but for the new: quickly sorted
                 try:
-                    if download:
-                        blob.upload_blob(
-                            packed,
-                            overwrite=True,
-                            etag=download.properties.etag,
-                            match_condition=MatchConditions.IfNotModified,
-                        )
-                    else:
-                        blob.upload_blob(packed)
-                    return day, len(packed)
+                    blob.upload_blob(b"".join(sorted(ids)), **only_if)
+                    return day, len(ids)
                 except (ResourceModifiedError, ResourceExistsError):
-                    # another writer was at this day: merge with what it wrote
-                    exists = True
+                    stored = self._read_day(day)  # another writer was at this day: merge with what it wrote
+
+
+def _damaged(name: str) -> StateFault:
+    return StateFault(f"{name} is damaged: sent events are missing in it. {_RESTORE.format('that blob')}")
+
+
+def _unpack_index(index: bytes | None) -> dict[int, int]:
+    whole = index or b""
+    return dict(_IN_INDEX.iter_unpack(whole[: len(whole) // _IN_INDEX.size * _IN_INDEX.size]))
 
 
 def _date_of(day: int) -> str:

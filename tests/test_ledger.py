@@ -1,7 +1,12 @@
 """The ledger: one write a page, ids packed, folded by day, and never silently empty."""
 
 import random
+import re
+import time
 import tracemalloc
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import unquote
 
 import pytest
 from azure.storage.blob import BlobLeaseClient, ContainerClient
@@ -10,10 +15,11 @@ from hypothesis import strategies as st
 
 from shared.errors import StateFault, StateUnavailable
 from shared.ledger import Ids, Ledger, SortedIds
-from shared.mapping import event_digest
+from shared.mapping import SECONDS_PER_DAY, event_digest
 from shared.syncs import CATALOGUE
 
 (ORDERS,) = [sync for sync in CATALOGUE if sync.name == "orders"]
+TOMORROW = int(time.time()) // SECONDS_PER_DAY + 1  # a day that is not over before the tests are
 
 
 @pytest.fixture
@@ -24,6 +30,18 @@ def stored(container: ContainerClient) -> ContainerClient:
 
 def entries(count: int, days: int = 1, first_day: int = 20_000) -> list[tuple[int, bytes]]:
     return [(first_day + number % days, event_digest("orders", str(number))) for number in range(count)]
+
+
+def watched(container: ContainerClient, **hooks: Callable[[Any], None]) -> ContainerClient:
+    """A client of its own for the same container; `raw_request_hook` sees each request, `raw_response_hook` each answer."""
+    account = container.url.rsplit("/", 1)[0]
+    return ContainerClient(account, container.container_name, credential=container.credential, **hooks)
+
+
+def name_of(request: Any) -> str:
+    """Of a request, the method and the blob's name within the ledger; of a list, the folder's."""
+    name = re.search(r"/ledger/([\w/-]+)", unquote(request.http_request.url))
+    return f"{request.http_request.method} {name[1]}"
 
 
 def names(container: ContainerClient, folder: str) -> list[str]:
@@ -68,6 +86,33 @@ def test_a_page_costs_one_write_however_many_days_it_touches(stored):
     assert names(stored, "days") == []
     (journal,) = stored.list_blobs("syncs/orders/ledger/journals/")
     assert journal.size == 1000 * 20
+
+
+@pytest.mark.parametrize("days", [3, 100])
+def test_a_run_over_one_day_costs_the_same_however_many_days_are_stored(stored, days):
+    first = Ledger(stored, ORDERS, "run1", 0)
+    first.record(entries(days, days, TOMORROW - days + 1))
+    first.fold()
+    yesterday, today, tomorrows = names(stored, "days")[-3:]
+    calls: list[str] = []
+    watching = watched(stored, raw_request_hook=lambda request: calls.append(name_of(request)))
+
+    def asked() -> list[str]:
+        told = calls[:]
+        del calls[:]
+        return told
+
+    ledger = Ledger(watching, ORDERS, "run2", days)
+    assert asked() == ["GET journals/", "GET index"]
+    page = [(TOMORROW - 1, digest) for _, digest in entries(days + 10)[days:]]
+    assert ledger.unsent(page) == [True] * 10
+    assert sorted(asked()) == [f"GET days/{day}" for day in (yesterday, today, tomorrows)]
+    ledger.record(page[:9])
+    assert asked() == ["PUT journals/run2"] * 3  # there is no such blob; it is made; the block
+    ledger.record(page[9:])
+    assert asked() == ["PUT journals/run2"]
+    ledger.fold()
+    assert asked() == ["GET journals/run2", f"PUT days/{today}", "GET index", "PUT index", "DELETE journals/run2"]
 
 
 @pytest.mark.parametrize(("moved", "unsent"), [(-1, False), (0, False), (1, False), (2, True), (-2, True)])
@@ -219,3 +264,106 @@ def test_what_a_run_without_its_lease_adds_while_another_folds_is_kept(stored):
     last = Ledger(late, ORDERS, "run3", 0)
     last.fold()
     assert Ledger(stored, ORDERS, "run4", 7).unsent(entries(7)) == [False] * 7
+
+
+class Killed(Exception):
+    """Nothing of the process goes on."""
+
+
+@pytest.mark.parametrize("when", ["raw_request_hook", "raw_response_hook"])
+def test_a_fold_that_is_killed_at_any_request_is_completed_by_the_next(stored, when):
+    """Dead from its n-th request on, before that is made or once it is done, for each n."""
+    *page, new = entries(13, days=4, first_day=TOMORROW)
+    lives: list[None] = []
+
+    def live(_: Any) -> None:
+        try:
+            lives.pop()
+        except IndexError:
+            raise Killed from None
+
+    for requests in range(100):
+        for blob in stored.list_blobs("syncs/orders/ledger/"):
+            stored.delete_blob(blob.name)
+        first = Ledger(stored, ORDERS, "run1", 0)
+        first.record(page[:2])
+        first.fold()
+        Ledger(stored, ORDERS, "run2", 2).record(page[2:8])
+        lives[:] = [None] * 100
+        doomed = Ledger(watched(stored, **{when: live}), ORDERS, "run3", 2)
+        doomed.record(page[8:])
+        lives[:] = [None] * requests
+        try:
+            doomed.fold()
+            killed = False
+        except Killed:
+            killed = True
+        found = Ledger(stored, ORDERS, "run4", 2)  # the mark may be behind
+        assert found.unsent([*page, new]) == [False] * 12 + [True]
+        found.fold()
+        assert names(stored, "journals") == []
+        ids = [digest for name in names(stored, "days") for digest in stored_ids(stored, name)]
+        assert sorted(ids) == sorted(digest for _, digest in page)
+        assert Ledger(stored, ORDERS, "run5", 12).unsent([*page, new]) == [False] * 12 + [True]
+        if not killed:
+            break
+    # two journals; four days, of which two were there; the index; the journals again
+    assert requests == 2 + 2 + 4 + 2 + 2
+
+
+def test_a_stored_day_that_is_gone_or_holds_less_is_a_fault_once_it_is_needed(stored):
+    first = Ledger(stored, ORDERS, "run1", 0)
+    first.record(entries(100, days=5, first_day=TOMORROW - 4))  # today's first run has looked for all of them
+    first.fold()
+    names_of_days = names(stored, "days")
+    gone, less, torn = (f"syncs/orders/ledger/days/{name}" for name in (names_of_days[0], *names_of_days[3:]))
+    stored.delete_blob(gone)
+    stored.upload_blob(less, stored.download_blob(less).readall()[16:], overwrite=True)
+    stored.upload_blob(torn, stored.download_blob(torn).readall() + b"x", overwrite=True)
+    for before, name in ((5, gone), (4, gone), (2, less), (-1, torn)):
+        elsewhere = Ledger(stored, ORDERS, "run2", 100)
+        with pytest.raises(StateFault, match=f"{name} is damaged"):
+            elsewhere.unsent([(TOMORROW - before, event_digest("orders", "new"))])
+    late = Ledger(stored, ORDERS, "run3", 100)
+    late.record([(TOMORROW - 4, event_digest("orders", "new"))])
+    with pytest.raises(StateFault, match=f"{gone} is damaged"):
+        late.fold()
+    assert names(stored, "journals") == ["run3"]
+
+
+def test_the_first_run_with_events_of_a_day_looks_whether_all_days_are_there(stored):
+    first = Ledger(stored, ORDERS, "run1", 0)
+    first.record(entries(100, days=5, first_day=TOMORROW - 6))  # up to yesterday, or the day before that
+    first.fold()
+    stored.delete_blob(f"syncs/orders/ledger/days/{names(stored, 'days')[0]}")
+    with pytest.raises(StateFault, match="100 sent events, 80 are left"):
+        Ledger(stored, ORDERS, "run2", 100)
+
+
+@pytest.mark.parametrize("damage", ["gone", "torn", "old"])
+def test_an_index_that_is_damaged_is_made_anew_from_the_days(stored, damage):
+    page = entries(100, days=5, first_day=TOMORROW - 4)
+    index = stored.get_blob_client("syncs/orders/ledger/index")
+    first = Ledger(stored, ORDERS, "run1", 0)
+    first.record(page[:50])
+    first.fold()
+    old = index.download_blob().readall()
+    first.record(page[50:])
+    first.fold()
+    whole = index.download_blob().readall()
+    match damage:
+        case "gone":
+            index.delete_blob()
+        case "torn":
+            index.upload_blob(whole[:-3], overwrite=True)
+        case "old":
+            index.upload_blob(old, overwrite=True)
+    second = Ledger(stored, ORDERS, "run2", 100)
+    assert second.unsent(page) == [False] * 100
+    second.record([(TOMORROW, event_digest("orders", "new"))])
+    second.fold()
+    assert index.download_blob().readall() == whole[:-1] + bytes([whole[-1] + 1])
+
+
+def stored_ids(container: ContainerClient, name: str) -> SortedIds:
+    return SortedIds(container.download_blob(f"syncs/orders/ledger/days/{name}").readall())

@@ -115,6 +115,7 @@ def _distribution(module: str) -> str:
 # What is lying about in a working copy and in none of the repository's listings.
 LITTER = [
     ".env", ".venv/bin/python", ".venv-3.11/bin/python", ".tools/cdnow/CDNOW_master.txt", ".demo/report.json",
+    ".bench/results.json", ".faults/results.json",
     ".git/config", "local.settings.json", "node_modules/x/index.js", "__pycache__/function_app.cpython-313.pyc",
     "shared/__pycache__/settings.cpython-313.pyc", ".mypy_cache/x.json", ".hypothesis/x", "tests/__pycache__/x.pyc",
 ]  # fmt: skip

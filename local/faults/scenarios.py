@@ -258,15 +258,15 @@ def pauses(stage: Stage, count: int) -> None:
 
 
 SCENARIOS = (
-    Scenario("kills, row_version", "row_version", kills, 120, short=6),
-    Scenario("kills, updated_at", "updated_at", kills, 120, short=6),
-    Scenario("refusals, row_version", "row_version", refusals, 24, short=4, doomed=1),
+    Scenario("kills, row_version", "row_version", kills, 120, short=4),
+    Scenario("kills, updated_at", "updated_at", kills, 120, short=4),
+    Scenario("refusals, row_version", "row_version", refusals, 24, short=2, doomed=1),
     Scenario("refusals, updated_at", "updated_at", refusals, 24, doomed=1),
     Scenario("429 storms", "row_version", storms, 8),
     Scenario("Customer.io fails, row_version", "row_version", failures, 12),
     Scenario("Customer.io fails, updated_at", "updated_at", failures, 12),
     Scenario("SQL Server fails, row_version", "row_version", sql_failures, 12),
-    Scenario("SQL Server fails, updated_at", "updated_at", sql_failures, 12, short=2),
+    Scenario("SQL Server fails, updated_at", "updated_at", sql_failures, 12, short=1),
     Scenario("blob storage fails, row_version", "row_version", blob_failures, 24, short=2),
     Scenario("blob storage fails, updated_at", "updated_at", blob_failures, 24),
     Scenario("clock of SQL Server jumps, row_version", "row_version", sql_clock_jumps, 8),

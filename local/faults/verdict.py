@@ -122,7 +122,7 @@ class _Comparison:
     def _merges(self) -> None:
         for number, primary, secondary in self._rows("merge_id, primary_customer_id, secondary_customer_id", "merges"):
             key = str(number)
-            ledgered = event_digest("merges", key) in self._ledgers["merges"]
+            ledgered = event_digest("merges", f"{key}\0{primary}\0id\0{secondary}") in self._ledgers["merges"]
             there = str(secondary) in self._people
             if key in self._letters["merges"]:
                 if not there or ledgered:
@@ -135,10 +135,10 @@ class _Comparison:
                 self._verdict.misreport(f"merge {key} is ledgered, but its secondary is there")
 
     def _removals(self) -> None:
-        for number, customer in self._rows("removal_id, customer_id", "removals"):
+        for number, customer, action in self._rows("removal_id, customer_id, action", "removals"):
             key = str(number)
             self._removed.add(str(customer))
-            if event_digest("removals", key) not in self._ledgers["removals"]:
+            if event_digest("removals", f"{key}\0{action}\0{customer}") not in self._ledgers["removals"]:
                 self._verdict.lose(f"removal {key} is not ledgered")
             elif str(customer) in self._people:
                 self._verdict.misreport(f"removal {key} is ledgered, but the person is there")
