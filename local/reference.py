@@ -9,6 +9,7 @@ from pydantic_core import PydanticUndefined
 
 from shared.settings import Settings, setting_name
 from shared.syncs import CATALOGUE
+from shared.telemetry import METRICS
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 
@@ -28,9 +29,18 @@ def settings_table() -> str:
     return "\n".join(lines)
 
 
+def metrics_table() -> str:
+    """Every metric, as a Markdown table."""
+    lines = ["| metric | kind | unit | dimensions | what it is |", "|---|---|---|---|---|"]
+    for one in METRICS:
+        dimensions = ", ".join(f"`{name}`" for name in ("sync", *one.dimensions))
+        lines.append(f"| `{one.name}` | {one.kind} | {one.unit} | {dimensions} | {one.meaning} |")
+    return "\n".join(lines)
+
+
 def with_tables(text: str) -> str:
     """`text` with its generated tables as the code has them now."""
-    for name, table in {"settings": settings_table()}.items():
+    for name, table in {"settings": settings_table(), "metrics": metrics_table()}.items():
         start, end = f"<!-- {name} -->\n", f"\n<!-- /{name} -->"
         head, rest = text.split(start, 1)
         text = head + start + table + end + rest.split(end, 1)[1]

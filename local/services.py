@@ -118,14 +118,15 @@ class Child:
 
 
 @contextlib.contextmanager
-def azurite(*, folder: Path | None = None, in_memory: bool = False) -> Iterator[str]:
+def azurite(*, folder: Path | None = None, in_memory: bool = False, key: str | None = None) -> Iterator[str]:
     """Microsoft's storage emulator on free ports; yields the connection string of its blobs and queues.
 
-    Its data is in `folder`, or in a temporary one that goes with it. The account's key is made up anew each time.
+    Its data is in `folder`, or in a temporary one that goes with it. `key` is the account's, 64 bytes in base64; left
+    out, it is made up anew each time.
     """
     if not _AZURITE.exists():
         raise ServiceFault(f"Azurite is not installed in {_AZURITE.parents[4]}: run `make setup`")
-    account, key = "tidemark", base64.b64encode(secrets.token_bytes(64)).decode()
+    account, key = "tidemark", key or base64.b64encode(secrets.token_bytes(64)).decode()
     blob, queue, table = _free_ports(3)
     with tempfile.TemporaryDirectory(prefix="azurite-", ignore_cleanup_errors=True) as temporary:
         command = ["node", str(_AZURITE), "--silent", "--disableTelemetry", "--skipApiVersionCheck"]
@@ -176,10 +177,13 @@ class SqlServer:
 
 
 @contextlib.contextmanager
-def sql_server() -> Iterator[SqlServer]:
-    """The SQL Server stand-in on a free port, with a password made up anew; registers Microsoft's driver here too."""
+def sql_server(password: str | None = None) -> Iterator[SqlServer]:
+    """The SQL Server stand-in on a free port; registers Microsoft's driver here too.
+
+    Without `password` one is made up anew.
+    """
     driver.register()
-    password = secrets.token_urlsafe(12)
+    password = password or secrets.token_urlsafe(12)
     command = [sys.executable, "-m", "local.sqlserver", "--port", "0", f"--password={password}"]
     with Child(command, name="the SQL Server stand-in") as child:
         yield SqlServer(child.read_ready()["port"], password, child.pid)

@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import quote
 
 import httpx
+from opentelemetry.instrumentation.utils import suppress_http_instrumentation
 from pyrate_limiter import Duration, Limiter, Rate
 
 from shared.errors import ConfigurationFault, CredentialFault, DeliveryUnavailable
@@ -153,7 +154,9 @@ class AppApi:
         # No message names the path: it may hold an address.
         self._limiter.try_acquire("app")
         try:
-            answer = self._http.request(method, path, **content)
+            # nor may a trace: Azure Monitor's distribution makes one of every request that httpx sends, with its URL
+            with suppress_http_instrumentation():
+                answer = self._http.request(method, path, **content)
         except httpx.RequestError as error:
             raise TryAgain(
                 f"Customer.io's App API at {self._http.base_url} gives no answer ({type(error).__name__})."

@@ -77,9 +77,9 @@ class _Held(Exception):
 class CustomerIo:
     """Sends batches to one workspace, several at once, at most so many requests a second.
 
-    `requests` counts the HTTP requests; what fails in passing is tried up to `attempts` times, for about a minute by
-    default. `guard` may be called from several threads at once. A context manager; its own methods may be called from
-    one thread at a time.
+    `requests` counts the HTTP requests, `throttled` those that were answered 429; what fails in passing is tried up to
+    `attempts` times, for about a minute by default. `guard` may be called from several threads at once. A context
+    manager; its own methods may be called from one thread at a time.
     """
 
     def __init__(self, settings: Settings, guard: Guard | None = None, attempts: int = 8) -> None:
@@ -99,6 +99,7 @@ class CustomerIo:
         self._given_up = threading.Event()  # also wakes the batches that pause before another try
         self._count = threading.Lock()
         self.requests = 0
+        self.throttled = 0
 
     def __enter__(self) -> "CustomerIo":
         return self
@@ -234,6 +235,9 @@ class CustomerIo:
                 " Nothing is lost: the next pass goes on from the mark."
             ) from None
         status = answer.status_code
+        if status == 429:
+            with self._count:
+                self.throttled += 1
         if status in (200, 207, 400, 413):
             return answer
         if status in (401, 403):

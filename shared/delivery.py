@@ -84,9 +84,10 @@ class Delivery:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._run.withheld = len(self.drift.withheld.keys() | self.drift.without)
         if self._client is not None:
             self._client.close()
-            self._run.requests = self._client.requests
+            self._run.requests, self._run.throttled = self._client.requests, self._client.throttled
         if self._app is not None:
             self._app.close()
 
@@ -240,6 +241,7 @@ class Delivery:
         if self._ledger is not None:
             self._ledger.fold()
         self._dead_letters.fold()
+        self._run.dead_letter_depth = self._dead_letters.depth()
 
     def _failure(self, page: Page, row: int, field: str | None, reason: str) -> tuple[str, Failure]:
         position = position_of(page.rows[row])
@@ -265,6 +267,7 @@ class Delivery:
     def _refuse_flood(self, rows: int, reasons: Iterable[Reason]) -> None:
         reason = self.flood.add(rows, reasons) if self.flood else None
         if reason is not None:
+            self._run.stop = "flood"
             late = reason.endswith(FUTURE)
             zone = f" SQL_TIME_ZONE ({self._settings.sql_time_zone}) may not be theirs." if late else ""
             raise ViewFault(

@@ -30,9 +30,10 @@ from shared.mapping import DIGEST_BYTES, Mapper, digest
 from shared.people import People
 from shared.run import Run, recorded
 from shared.settings import Settings, load
-from shared.source import Page, Position, Source, Survey, View
+from shared.source import Page, Position, Source, View
 from shared.state import Claim, Identity, Mark, Seen, State
-from shared.syncs import CATALOGUE, Kind, Sync, find
+from shared.syncs import Kind, Sync, find
+from shared.telemetry import told
 
 log = logging.getLogger("tidemark")
 
@@ -57,8 +58,8 @@ def run(sync: Sync, settings: Settings | None = None) -> Run:
     """
     started = time.monotonic()
     result = Run.begin(sync)
-    settings = settings or load()
-    with ExitStack() as resources:
+    with told(result), ExitStack() as resources:
+        settings = settings or load()
         state = State(settings)
         resources.callback(state.close)
         source = resources.enter_context(Source(settings))
@@ -69,6 +70,7 @@ def run(sync: Sync, settings: Settings | None = None) -> Run:
             result.message = str(reason)
             log.info("%s", reason)
             return result
+        result.read_to_end = claim.mark.seen.at if claim.mark.seen else ""
         with recorded(result, sync, state):
             _Pass(result, sync, settings, state, source, claim, started + settings.time_budget_seconds).run()
     return result
@@ -124,16 +126,10 @@ def _claim(sync: Sync, settings: Settings, state: State, source: Source) -> Clai
             walking=walking,
             began=source.now(),
             account=_account_digest(settings),
-            seen=_seen(sync, survey),
+            seen=Seen(survey.bound, survey.now.isoformat()),
         ),
     )
     return state.claim(sync)
-
-
-def _seen(sync: Sync, survey: Survey) -> Seen | None:
-    """The moment of a survey, where another sync goes by it; it costs an idle pass a write."""
-    awaited = any(other.after == sync.name for other in CATALOGUE)
-    return Seen(survey.bound, survey.now.isoformat()) if awaited else None
 
 
 def _account_digest(settings: Settings) -> str:
@@ -338,6 +334,7 @@ class _Pass:
                 changed = self._source_count(self._view.count_changed(since, self._until)) - len(self._known)
                 people = self._source_count(self._view.count_all())
                 if surge.is_mass(changed, people, settings.mass_change_percent):
+                    self._result.stop = "mass_change"
                     raise ViewFault(
                         f"{changed:,} of the {people:,} people of {self._view.name} have changed, more than"
                         f" {settings.mass_change_percent} % (MASS_CHANGE_PERCENT): an upstream reload? Nothing was"
@@ -345,6 +342,7 @@ class _Pass:
                     )
         if found := self._emptied.add(page.rows):
             name, count, rows = found
+            self._result.stop = "emptied"
             raise ViewFault(
                 f"{name} is NULL, zero or false in {count:,} of {rows:,} changed rows of {self._view.name}, by more"
                 f" than {settings.emptied_percent} points (EMPTIED_PERCENT) more often than in the first pass. These"
@@ -489,6 +487,7 @@ class _Pass:
                 f" written since it began to write can be read by row_version: {self._view.feed} stands still. Find it"
                 " (DBCC OPENTRAN), and end it."
             )
+            self._result.findings.append(self._result.message)
         return before
 
     def _finish(self, held_back: Seen | None) -> None:
@@ -507,10 +506,11 @@ class _Pass:
             done = replace(done, position=Position(self._horizon, None), recent=b"".join(sorted(self._met)))
         if self._sync.kind in _IN_ORDER:
             done = replace(done, behind=self._started_at)
-        if not mark.walking:  # a walk has read what was there when it began
-            done = replace(done, seen=_seen(self._sync, self._survey))
+        if not mark.walking and self._result.outcome == "ok":  # a walk has read what was there when it began
+            done = replace(done, seen=Seen(self._survey.bound, self._survey.now.isoformat()))
         if done != mark:
             self._claim.save(done)
+        self._result.read_to_end = done.seen.at if done.seen else ""
 
 
 def _row_digest(row: Sequence[object]) -> bytes:

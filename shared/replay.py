@@ -15,6 +15,7 @@ from shared.settings import Settings, load
 from shared.source import Source, View
 from shared.state import State
 from shared.syncs import Kind, Sync
+from shared.telemetry import told
 
 _ROWS = 500
 """Rows a page."""
@@ -68,6 +69,7 @@ def replay(
         resources.callback(state.close)
         source = resources.enter_context(Source(settings))
         claim = resources.enter_context(state.claim(sync))
+        resources.enter_context(told(run))
         resources.enter_context(recorded(run, sync, state))
         wanted: dict[str, None] = {}
         for letter in DeadLetters(state.container, sync, run.run, settings.dead_letter_days).letters():

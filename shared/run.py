@@ -29,8 +29,11 @@ class Run:
     were in the ledger, `held` ones are counted by the gate's reason ("removed": the person was), `recognised` rows were
     accounted for by an earlier pass, `dead_letters` counts rows and operations set aside, `vanished` changes of people
     who are no longer in the view, `merged` the profiles of people who are others now, `invalid_emails` addresses that
-    were left out, `held_back_minutes` how long an open transaction has kept newer rows from being read. `seconds` is
-    wall time. `findings` name ids, so they are in the record and in no log.
+    were left out, `held_back_minutes` how long an open transaction has kept newer rows from being read. `throttled`
+    requests were answered 429. `stop` is what the run stopped before: flood, mass_change or emptied. `withheld` is how
+    many columns somebody must look at, `dead_letter_depth` how many letters the list holds; None where the run did not
+    come to know. `read_to_end` is when the view was last read to its end (ISO 8601, UTC, SQL Server's clock). `seconds`
+    is wall time. `findings` name ids, so they are in the record and in no log.
     """
 
     run: str
@@ -54,6 +57,11 @@ class Run:
     invalid_emails: int = 0
     held_back_minutes: int = 0
     requests: int = 0
+    throttled: int = 0
+    stop: str = ""
+    withheld: int | None = None
+    dead_letter_depth: int | None = None
+    read_to_end: str = ""
     message: str = ""
     findings: list[str] = field(default_factory=list)
 
@@ -66,6 +74,14 @@ class Run:
         """Count an operation that is not sent."""
         self.held[reason] = self.held.get(reason, 0) + 1
 
+    def end(self) -> None:
+        """The run ends now, unless it has already ended."""
+        if not self.finished:
+            self.finished = _now()
+            self.seconds = round(
+                (datetime.fromisoformat(self.finished) - datetime.fromisoformat(self.started)).total_seconds(), 3
+            )
+
 
 @contextmanager
 def recorded(run: Run, sync: Sync, state: State) -> Iterator[None]:
@@ -73,7 +89,6 @@ def recorded(run: Run, sync: Sync, state: State) -> Iterator[None]:
 
     What nobody foresaw becomes a StopRun that names the place in the code and nothing else: its text may quote a row.
     """
-    began = datetime.fromisoformat(run.started)
     try:
         yield
     except TidemarkError as error:
@@ -87,8 +102,7 @@ def recorded(run: Run, sync: Sync, state: State) -> Iterator[None]:
             raise StopRun(run.message) from None
         raise
     finally:
-        run.finished = _now()
-        run.seconds = round((datetime.now(UTC) - began).total_seconds(), 3)
+        run.end()
         told = {name: value for name, value in asdict(run).items() if name != "findings"}
         if run.findings:
             told["findings"] = len(run.findings)

@@ -73,8 +73,8 @@ class Mark:
     `account` is a digest of the site id and region with which the workspace was last asked for.
     `released` are reasons for which rows may be set aside in any number, and surges that a person has let pass.
     `behind` (removals only) is where the pass before the last one ended: what came after it is deleted once more.
-    `seen` (of a sync that others go after) is how far the last pass that came to its end has read; while the first pass
-    is not over, how far it will have.
+    `seen` is how far the last pass that came to its end has read, and when; while the first pass is not over, how far
+    it will have. Other syncs may go after this one by it.
     `stamped` is the latest time of reading that anything was sent with (unix seconds).
     `held_back` is the bound that an open transaction keeps from moving, and since when.
     `unchecked` is since when (unix seconds) nobody has asked Customer.io which changes of an address it did not take.

@@ -88,8 +88,8 @@ def test_every_python_gets_each_requirement_once(version: str) -> None:
 def test_the_shipped_code_imports_what_is_asked_for_and_all_of_it() -> None:
     named = {requirement.name for requirement in _requirements("requirements.in")}
     imported = {_distribution(module) for module in _imports()}
-    # Nobody imports these two: zoneinfo reads one, the platform starts the other.
-    assert imported == named - {"tzdata", "azure-functions-runtime"}
+    # Nobody imports these: zoneinfo reads the first, the platform starts the others.
+    assert imported == named - {"tzdata", "azure-functions-runtime", "azure-monitor-opentelemetry"}
 
 
 def _imports() -> Iterator[str]:
@@ -109,6 +109,8 @@ def _distribution(module: str) -> str:
     parts = module.split(".")
     if parts[0] == "azure":
         return "-".join(parts[:3] if parts[1] == "storage" else parts[:2])
+    if parts[0] == "opentelemetry":
+        return "opentelemetry-instrumentation" if parts[1:2] == ["instrumentation"] else "opentelemetry-api"
     return {"ulid": "python-ulid"}.get(parts[0], parts[0].replace("_", "-"))
 
 
@@ -159,8 +161,9 @@ def test_git_keeps_no_settings_environments_or_tools() -> None:
 
 
 def test_the_readmes_tables_are_those_of_the_code():
-    from local.reference import README, settings_table, with_tables
+    from local.reference import README, metrics_table, settings_table, with_tables
 
     text = README.read_text()
     assert settings_table() in text
+    assert metrics_table() in text
     assert with_tables(text) == text
