@@ -34,6 +34,9 @@ from tests.test_promises import until
 
 SEED = 20261124
 
+_SECONDS = 60
+"""More than anything takes here, on a busy machine too."""
+
 # --- reading under writers --------------------------------------------------------------------------------------------
 
 
@@ -76,7 +79,7 @@ class Writer(threading.Thread):
             written |= self._statement(sql)
             time.sleep(choose.choice((0, 0, 0.01, 0.05)))
         time.sleep(choose.choice((0, 0, 0, 0.4)))
-        if choose.random() < 0.8 and time.monotonic() - began < 2:
+        if choose.random() < 0.8 and time.monotonic() - began < 1.5:
             sql.commit()
             self.totals |= written
         else:
@@ -275,6 +278,11 @@ class Crew:
 
         return self._pool.submit(answer)
 
+    def await_batches(self, count: int, asked: "Future[dict[str, Any]]") -> None:
+        """Wait until so many batches of what was asked stand before the gate, or more."""
+        until(lambda: self.gate.waiting >= count or asked.done(), _SECONDS)
+        assert not asked.done(), asked.result()
+
 
 @pytest.fixture
 def crew(deployment: Deployment) -> Iterator[Crew]:
@@ -307,14 +315,14 @@ def test_of_processes_that_start_at_the_same_moment_one_works_and_the_others_say
         add_orders(deployment.sql, range(start, start + 30))
         crew.gate.left = 0
         asked = [crew.ask(worker, "pass orders") for worker in workers]
-        others = list(islice(as_completed(asked, timeout=30), 3))
+        others = list(islice(as_completed(asked, timeout=_SECONDS), 3))
         for one in others:
             said = one.result()
             assert (said["outcome"], said["operations"]) == ("busy", 0)
             assert "Another pass of orders" in said["message"]
         crew.gate.left = inf
         (working,) = set(asked) - set(others)
-        assert working.result(30) == {"outcome": "ok", "message": "", "operations": 30}
+        assert working.result(_SECONDS) == {"outcome": "ok", "message": "", "operations": 30}
     assert_whole(deployment, 150)
 
 
@@ -326,7 +334,7 @@ def test_processes_that_pass_again_and_again_while_rows_come_in_send_each_once(d
         add_orders(deployment.sql, range(start, start + 20))
         asked = [crew.ask(worker, "pass orders") for worker in workers]
         add_orders(deployment.sql, range(200 + start, 200 + start + 20))
-        said += [one.result(30) for one in asked]
+        said += [one.result(_SECONDS) for one in asked]
     assert {one["outcome"] for one in said} == {"ok", "busy"}
     rest = deployment.run("orders").operations
     assert sum(one["operations"] for one in said) + rest == 400
@@ -347,12 +355,12 @@ def test_a_replay_over_http_and_a_pass_do_not_work_at_the_same_time(deployment, 
     ):
         crew.gate.left = 0
         working = crew.ask(first, at_work)
-        until(lambda: crew.gate.waiting > 0)
-        said = crew.ask(second, other).result(30)
+        crew.await_batches(1, working)
+        said = crew.ask(second, other).result(_SECONDS)
         assert refused.items() <= said.items()
         assert "Another pass of orders is at work" in (said.get("message") or said["error"])
         crew.gate.left = inf
-        done = working.result(30)
+        done = working.result(_SECONDS)
         assert 10 in (done.get("operations"), done.get("delivered")), done
     assert deployment.dead_letters("orders") == []
     assert_whole(deployment, 20)
@@ -373,7 +381,7 @@ def test_a_pass_that_stood_still_while_another_took_over_writes_no_mark_and_send
     (worker,) = crew.start(10)
     gate.left = 3
     asked = crew.ask(worker, f"pass {sync}")
-    until(lambda: gate.waiting == 2)
+    crew.await_batches(2, asked)
     os.kill(worker.pid, signal.SIGSTOP)
 
     sql.execute("UPDATE shop.customers SET tier = 'vip'")
@@ -389,7 +397,7 @@ def test_a_pass_that_stood_still_while_another_took_over_writes_no_mark_and_send
 
     os.kill(worker.pid, signal.SIGCONT)
     gate.left = inf
-    said = asked.result(30)
+    said = asked.result(_SECONDS)
     assert said["outcome"] == "failed"
     assert f"lease of syncs/{sync}/mark.json was lost" in said["message"]
     assert len(gate.came) == 5, "a batch that was not on its way yet"
