@@ -1,4 +1,4 @@
-"""The triggers of Tidemark: one timer for each sync of the catalogue, and what a person may ask for over HTTP."""
+"""The triggers of Tidemark: a timer for each sync of the catalogue, what a person asks for, and what queues bring."""
 
 import azure.functions as func
 
@@ -21,6 +21,123 @@ def register(sync: Sync) -> None:
 
 for each in CATALOGUE:
     register(each)
+
+
+@app.function_name("comparison")
+@app.timer_trigger(arg_name="timer", schedule="%COMPARISON_SCHEDULE%")
+def comparison(timer: func.TimerRequest) -> None:
+    """Ask for the nightly comparison of everybody with what was last sent."""
+    from shared import comparison
+
+    comparison.nightly()
+
+
+@app.function_name("make_plan")
+@app.queue_trigger(arg_name="message", queue_name="%STATE_CONTAINER%-plans", connection="AzureWebJobsStorage")
+def make_plan(message: func.QueueMessage) -> None:
+    """Make the plan of a run that was asked for."""
+    from shared import work
+
+    work.make_plan(message.get_body().decode())
+
+
+@app.function_name("give_up_plan")
+@app.queue_trigger(arg_name="message", queue_name="%STATE_CONTAINER%-plans-poison", connection="AzureWebJobsStorage")
+def give_up_plan(message: func.QueueMessage) -> None:
+    """Say that a plan could not be made."""
+    from shared import work
+
+    work.give_up_plan(message.get_body().decode())
+
+
+@app.function_name("deliver_slice")
+@app.queue_trigger(arg_name="message", queue_name="%STATE_CONTAINER%-slices", connection="AzureWebJobsStorage")
+def deliver_slice(message: func.QueueMessage) -> None:
+    """Deliver one slice of a run."""
+    from shared import work
+
+    work.deliver_slice(message.get_body().decode())
+
+
+@app.function_name("give_up_slice")
+@app.queue_trigger(arg_name="message", queue_name="%STATE_CONTAINER%-slices-poison", connection="AzureWebJobsStorage")
+def give_up_slice(message: func.QueueMessage) -> None:
+    """Show a slice that failed again and again as given up, and let the others go on."""
+    from shared import work
+
+    work.give_up_slice(message.get_body().decode())
+
+
+@app.function_name("resync")
+@app.route("syncs/{sync}/resync", methods=["POST"], auth_level=func.AuthLevel.FUNCTION)
+def resync(req: func.HttpRequest) -> func.HttpResponse:
+    """Plan to send rows of a sync again."""
+    from shared import http
+
+    return http.resync(req)
+
+
+@app.function_name("go_live")
+@app.route("go-live", methods=["POST"], auth_level=func.AuthLevel.FUNCTION)
+def go_live(req: func.HttpRequest) -> func.HttpResponse:
+    """Plan to send everything for the first time, and to go on from there."""
+    from shared import http
+
+    return http.go_live(req)
+
+
+@app.function_name("qa")
+@app.route("qa", methods=["POST"], auth_level=func.AuthLevel.FUNCTION)
+def qa(req: func.HttpRequest) -> func.HttpResponse:
+    """Plan to send some people, and to compare what arrives."""
+    from shared import http
+
+    return http.qa_sync(req)
+
+
+@app.function_name("report")
+@app.route("runs/{run}/report", methods=["GET"], auth_level=func.AuthLevel.FUNCTION)
+def report(req: func.HttpRequest) -> func.HttpResponse:
+    """Show what a QA sync has found."""
+    from shared import http
+
+    return http.report(req)
+
+
+@app.function_name("run")
+@app.route("runs/{run}", methods=["GET"], auth_level=func.AuthLevel.FUNCTION)
+def run(req: func.HttpRequest) -> func.HttpResponse:
+    """Show a run: its plan, and how far it is."""
+    from shared import http
+
+    return http.run(req)
+
+
+@app.function_name("decide")
+@app.route("runs/{run}/{decision}", methods=["POST"], auth_level=func.AuthLevel.FUNCTION)
+def decide(req: func.HttpRequest) -> func.HttpResponse:
+    """Approve a run, cancel it, or retry what it has given up."""
+    from shared import http
+
+    return http.decide(req)
+
+
+@app.function_name("pause")
+@app.route("pause", methods=["POST"], auth_level=func.AuthLevel.FUNCTION)
+def pause(req: func.HttpRequest) -> func.HttpResponse:
+    """Stop everything, or one sync, before its next batch."""
+    from shared import http
+
+    return http.pause(req)
+
+
+@app.function_name("resume")
+@app.route("resume", methods=["POST"], auth_level=func.AuthLevel.FUNCTION)
+def resume(req: func.HttpRequest) -> func.HttpResponse:
+    """Show what has piled up since a pause; and go on, where that is confirmed."""
+    from shared import http
+
+    return http.resume(req)
 
 
 @app.function_name("release")

@@ -13,13 +13,17 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-from bench import Figure, ledger
+from bench import Figure, comparison, fanout, ledger
 from local import services
 from local.faults.__main__ import house
 from local.faults.stage import House
 
 _RESULTS = services.REPOSITORY / ".bench" / "results.json"
-_MEASUREMENTS: dict[str, Callable[[House], Sequence[Figure]]] = {"ledger": ledger.measure}
+_MEASUREMENTS: dict[str, Callable[[House], Sequence[Figure]]] = {
+    "ledger": ledger.measure,
+    "fanout": fanout.measure,
+    "comparison": comparison.measure,
+}
 
 
 def main() -> int:

@@ -1,14 +1,16 @@
 """The demo: real purchase histories go from SQL Server through the timer functions into Customer.io, each event once.
 
-`python -m local.demo` tells a short story: everything goes, then nothing, then what changes (orders, a late refund, a
-paused subscription, carts), and a job that rewrites every order sends nothing. It holds each of its claims against SQL
-Server and Customer.io's own store, and writes `.demo/report.json`. `--serve` does the set-up and the first pass, and
-then keeps everything running. Every service is a stand-in on this machine, on a free port, and ends with the demo.
+`python -m local.demo` tells a short story: all goes live, by a plan that is approved; then nothing goes, then what
+changes (orders, a late refund, a paused subscription, carts), and a job that rewrites every order sends nothing. It
+holds each of its claims against SQL Server and Customer.io's own store, and writes `.demo/report.json`. `--serve` does
+the set-up, goes live and keeps everything running; with `--not-live`, going live is left to you. Every service is a
+stand-in on this machine, on a free port, and ends with the demo.
 """
 
 import argparse
 import json
 import os
+import re
 import signal
 import sys
 import textwrap
@@ -22,6 +24,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import httpx
+import psutil
 import pyodbc
 from azure.storage.blob import ContainerClient
 
@@ -35,6 +39,7 @@ ROOT = services.REPOSITORY
 REPORT = ROOT / ".demo" / "report.json"
 NEW_ORDERS = 25
 CART_SECONDS = 8  # what is left of a cart's hour when the demo writes it: the carts pass must be quicker
+NEVER = "0 0 0 1 1 *"  # but once a year: the story lets the timers fire
 ON_A_TERMINAL = sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
 
 # A run's record, as state keeps it: the counts are whole numbers.
@@ -89,7 +94,7 @@ class Workshop:
             "CUSTOMERIO_APP_URL": customerio.url,
             "AzureWebJobsStorage": azurite,
             "STATE_CONTAINER": "tidemark",
-            "FIRST_PASS": "all",
+            "FIRST_PASS": "approved",
             # the demo writes carts an hour after they were touched
             "LOOKBACK_SECONDS": "7200",
         }
@@ -240,19 +245,61 @@ def expect(what: str, found: object, expected: object) -> None:
         raise Disagreement(f"{what}: expected {expected}, found {found}")
 
 
-def tell_first_pass(shop: Workshop, host: Host) -> dict[str, Run]:
-    tell("2. The first pass: everything goes to Customer.io, once")
-    passed = one_pass(shop, host)
-    expect("dead letters of the first pass", total(passed, "dead_letters"), 0)
+def tell_going_live(shop: Workshop, functions: services.FunctionsHost) -> Run:
+    """Ask for the plan, show it, approve it, and wait until all is sent; returns what was done.
+
+    Raises Disagreement where the plan is not carried out to its end.
+    """
+    tell("2. Going live: a plan, its approval, and everything goes to Customer.io, once")
+    with httpx.Client(base_url=functions.url, timeout=60) as http:
+        asked = http.post("/api/go-live", json={}).raise_for_status().json()
+        tell(f"   POST /api/go-live, and GET {asked['url']} shows the plan:")
+        told = await_state(http, asked["url"], "planning", lambda _: "planning")
+        expect(f"the state of the run ({told['message']})", told["state"], "awaiting_approval")
+        for sync in told["plan"]["syncs"]:
+            young = sync.get("young_to_send", 0)
+            reach = f", of which {young:,} could start a campaign: they are marked as backfill" if young else ""
+            tell(f"   {sync['sync']:<13} {sync['rows']:>7,} rows{reach}")
+        plan = told["plan"]
+        tell(f"   {plan['people']:,} people, {plan['requests']:,} requests, {plan['slices']} slices")
+        tell(f"   POST {asked['url']}/approve")
+        http.post(f"{asked['url']}/approve").raise_for_status()
+        told = await_state(http, asked["url"], "running", lambda run: f"{run['progress']['percent']} %")
+        expect("the state of the run", told["state"], "done")
+    done: Run = told["progress"]
+    expect("dead letters of going live", done["dead_letters"], 0)
+    tell(f"   done: {done['rows']:,} rows read in {done['seconds']:.1f} s, {done['operations']:,} operations sent")
     tell("   (two operations for an event of the last 72 hours: its person's state now, and right behind it the event)")
-    return passed
+    return done
+
+
+def await_state(http: httpx.Client, url: str, state: str, say: Callable[[Run], str]) -> Run:
+    """The run once it is in another state than this one; `say` tells how far it is meanwhile."""
+    told: Run = http.get(url).json()
+    with progress(lambda: say(told)):
+        while told["state"] == state:
+            time.sleep(0.5)
+            told = http.get(url).json()
+    return told
+
+
+def peak_mb(functions: services.FunctionsHost) -> float:
+    """The most memory that the functions' process had resident so far, in MiB."""
+    (app,) = psutil.Process(functions.pid).children()
+    found = re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{app.pid}/status").read_text())
+    return int(found[1]) / 1024 if found else 0.0
+
+
+def timers(shop: Workshop, schedule: str) -> dict[str, str]:
+    """The settings of the shop, and this schedule for all timers."""
+    return shop.settings | {sync.schedule_setting: schedule for sync in CATALOGUE}
 
 
 def tell_second_pass(shop: Workshop, host: Host) -> tuple[dict[str, Run], Store]:
-    tell("3. A second pass: nothing changed, so nothing is sent")
+    tell("3. A pass of each sync: nothing changed, so nothing is sent")
     sent = shop.sent()
     passed = one_pass(shop, host)
-    expect("operations of the second pass", total(passed, "operations"), 0)
+    expect("operations of these passes", total(passed, "operations"), 0)
     expect("operations that reached Customer.io meanwhile", shop.sent() - sent, 0)
     store = shop.store()
     expect("people at Customer.io", len(store.people), shop.people())
@@ -421,8 +468,10 @@ def demo(histories: Path, report: Path) -> None:
     tell("Tidemark: SQL Server -> Azure Functions -> Customer.io, all of it on this machine")
     with workshop() as shop:
         loaded = fill_the_shop(shop, histories)
+        with services.functions_host(timers(shop, NEVER)) as functions:
+            first = tell_going_live(shop, functions)
+            peak = peak_mb(functions)
         with Host(ROOT, shop.settings) as host:
-            first = tell_first_pass(shop, host)
             second, store = tell_second_pass(shop, host)
             third, grown = tell_third_pass(shop, host, store)
             late, moved, refunded = tell_refund_and_pause(shop, host, grown)
@@ -430,10 +479,8 @@ def demo(histories: Path, report: Path) -> None:
             removed, latest = tell_removal(shop, host, latest, forgetful)
             rewritten, latest = tell_rewritten_orders(shop, host, latest)
             tell_of_a_person(latest, refunded)
-            peak = round(host.peak_mb, 1)
-    dead_letters = sum(
-        total(passed, "dead_letters") for passed in (first, second, third, late, carts, removed, rewritten)
-    )
+            peak = round(max(peak, host.peak_mb), 1)
+    dead_letters = sum(total(passed, "dead_letters") for passed in (second, third, late, carts, removed, rewritten))
     expect("dead letters of the whole story", dead_letters, 0)
     figures = {
         "people_at_customerio": len(store.people),
@@ -442,32 +489,31 @@ def demo(histories: Path, report: Path) -> None:
         "duplicate_events": latest.duplicates,
         "derived_refunds": loaded.refunds,
         "derived_subscriptions": loaded.subscriptions,
-        "first_pass_operations": total(first, "operations"),
+        "going_live_operations": first["operations"],
         "second_pass_operations": total(second, "operations"),
         "third_pass_operations": total(third, "operations"),
         "rewritten_orders": total(rewritten, "rows"),
         "rewritten_orders_operations": total(rewritten, "operations"),
         "dead_letters": dead_letters,
-        "rows_per_second": round(total(first, "rows") / total(first, "seconds")),
+        "rows_per_second": round(first["rows_per_second"]),
         "peak_mb": peak,
         "seconds": round(time.monotonic() - begun, 1),
     }
     report.parent.mkdir(parents=True, exist_ok=True)
     report.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     tell(
-        f"Done in {figures['seconds']} s: {figures['rows_per_second']:,} rows a second in the first pass,"
+        f"Done in {figures['seconds']} s: {figures['rows_per_second']:,} rows a second when it went live,"
         f" at most {peak:.0f} MB in the Functions process. The figures are in {report}"
     )
 
 
-def serve(histories: Path) -> None:
-    """Set-up and first pass, then everything keeps running and each run that sent something is told, until Ctrl-C."""
+def serve(histories: Path, *, live: bool) -> None:
+    """Set-up and going live, then everything keeps running and each run that sent something is told, until Ctrl-C."""
     with workshop() as shop:
         fill_the_shop(shop, histories)
-        with Host(ROOT, shop.settings) as host:
-            tell_first_pass(shop, host)
-        often = {sync.schedule_setting: "*/5 * * * * *" for sync in CATALOGUE}
-        with services.functions_host(shop.settings | often) as functions:
+        with services.functions_host(timers(shop, "*/5 * * * * *")) as functions:
+            if live:
+                tell_going_live(shop, functions)
             workspace, url = shop.workspace, shop.workspace.url
             tell(f"""3. Everything runs now; the timers fire every 5 seconds. Ctrl-C ends it.
    Customer.io  {url}    Functions  {functions.url}
@@ -491,7 +537,8 @@ def serve(histories: Path) -> None:
 
 def main() -> int:
     options = argparse.ArgumentParser(prog="python -m local.demo", description="Tidemark's demo.")
-    options.add_argument("--serve", action="store_true", help="keep everything running after the first pass")
+    options.add_argument("--serve", action="store_true", help="go live, and keep everything running")
+    options.add_argument("--not-live", action="store_true", help="with --serve: leave it to you to go live")
     options.add_argument("--histories", type=Path, default=cdnow.HISTORIES, help="purchase histories in CDNOW's format")
     options.add_argument("--report", type=Path, default=REPORT, help="where to write the figures")
     chosen = options.parse_args()
@@ -505,7 +552,7 @@ def main() -> int:
         signal.signal(number, stop)
     try:
         if chosen.serve:
-            serve(chosen.histories)
+            serve(chosen.histories, live=not chosen.not_live)
         else:
             demo(chosen.histories, chosen.report)
     except (Exception, KeyboardInterrupt) as fault:

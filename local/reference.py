@@ -26,6 +26,8 @@ def settings_table() -> str:
     for sync in CATALOGUE:
         what = f"When `{sync.name}` runs: six-field NCRONTAB, UTC."
         lines.append(f"| `{sync.schedule_setting}` | **required** | {what} |")
+    what = "When customers are compared with what was last sent, at night for one: six-field NCRONTAB, UTC."
+    lines.append(f"| `COMPARISON_SCHEDULE` | **required** | {what} |")
     return "\n".join(lines)
 
 

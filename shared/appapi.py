@@ -4,6 +4,7 @@ Facts (Customer.io's App API documentation and published API description): a key
 a second, 429 above. What the Track API accepted shows up here some seconds later; attribute values read back as text.
 """
 
+import json
 import logging
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
@@ -52,6 +53,38 @@ class FailedChange:
     at: int
 
 
+@dataclass(frozen=True, slots=True)
+class StoredEvent:
+    """An event as the activity log has it: `ulid` where that is the line's id, `event_id` where it has the property.
+
+    `event_id` is a text. What a line of an event looks like inside is not documented, so either may be missing.
+    """
+
+    name: str
+    ulid: str
+    event_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Campaign:
+    """A campaign: what starts it is an event's name, or people's entering one of the segments (their ids)."""
+
+    id: int
+    name: str
+    state: str
+    event_name: str | None
+    segments: tuple[int, ...]
+
+    @property
+    def running(self) -> bool:
+        """Whether it starts for people now."""
+        return self.state == "running"
+
+    def told(self) -> dict[str, Any]:
+        """What a plan shows of it."""
+        return {"id": self.id, "name": self.name, "event_name": self.event_name, "segments": list(self.segments)}
+
+
 class AppApi:
     """Reads one workspace. A context manager; its methods may be called from any thread.
 
@@ -89,12 +122,47 @@ class AppApi:
 
     def existing(self, ids: Collection[str]) -> set[str]:
         """Those of the ids, case-exact, for which Customer.io shows a person. One request for each 100."""
+        found = {_holder(person).id for person in self._people(ids)}
+        return {one for one in set(ids) if one in found}
+
+    def attributes(self, ids: Collection[str]) -> dict[str, dict[str, str]]:
+        """The attributes of those of the ids for which Customer.io shows a person, as it shows them: as text.
+
+        One request for each 100. What they are is customers' data: to compare with, and to show to who has asked.
+        """
+        return {
+            person: {name: _as_text(value) for name, value in _inner(one, "attributes").items() if value is not None}
+            for one in self._people(ids)
+            if (person := _holder(one).id) is not None and person in ids
+        }
+
+    def _people(self, ids: Collection[str]) -> Iterator[dict[str, Any]]:
         asked = list(set(ids))
-        found: set[str | None] = set()
         for first in range(0, len(asked), _PAGE):
             answer = self._ask("POST", "/v1/customers/attributes", json={"ids": asked[first : first + _PAGE]})
-            found.update(_holder(_inner(one, "customer")).id for one in _listed(answer, "customers"))
-        return {one for one in asked if one in found}
+            yield from (_inner(one, "customer") for one in _listed(answer, "customers"))
+
+    def events(self, person: str) -> Iterator[StoredEvent]:
+        """The events of one person (an id), read by pages of 100, the last that came first. None of nobody.
+
+        The activity log is sure to reach back 30 days; what is older may be there or not (the published description).
+        """
+        path, start = f"/v1/customers/{quote(person, safe='')}/activities", None
+        while True:
+            params = {"type": "event", "limit": str(_PAGE), **({"start": start} if start else {})}
+            answer = self._ask("GET", path, also=(404,), params=params)
+            if answer.status_code == 404:
+                return
+            for one in _listed(answer, "activities"):
+                event_id = _inner(one, "data").get("event_id")
+                yield StoredEvent(
+                    str(one.get("name") or ""),
+                    str(one.get("id") or "").upper(),
+                    None if event_id is None else _as_text(event_id),
+                )
+            before, start = start, _text(answer.json(), "next")
+            if start in (None, before):  # a page that names itself as the next would be read for ever
+                return
 
     def holders(self, email: str) -> list[Holder]:
         """The people who have an address (in any case of letters): none, one, or several in some workspaces."""
@@ -109,6 +177,20 @@ class AppApi:
         if answer.status_code == 404:
             return []
         return [_holder(_inner(_inner(_read(answer, "customer"), "customer"), "identifiers"))]
+
+    def campaigns(self) -> list[Campaign]:
+        """All campaigns of the workspace."""
+        answer = self._ask("GET", "/v1/campaigns")
+        return [
+            Campaign(
+                int(one.get("id") or 0),
+                str(one.get("name") or ""),
+                str(one.get("state") or ""),
+                _text(one, "event_name"),
+                tuple(one.get("trigger_segment_ids") or ()),
+            )
+            for one in _listed(answer, "campaigns")
+        ]
 
     def failed_changes(self, since: int) -> Iterator[FailedChange]:
         """The changes of attributes that failed at or after a unix time in seconds, newest first, read by pages of 100.
@@ -215,6 +297,10 @@ def _text(outer: dict[str, Any], name: str) -> str | None:
     """What is there as text; None for nothing and for blank."""
     value = outer.get(name)
     return None if value is None or value == "" else str(value)
+
+
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _holder(identifiers: dict[str, Any]) -> Holder:

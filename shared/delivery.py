@@ -5,7 +5,7 @@
 What a page leaves behind is durable when `account` returns; only then may a mark pass it.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import compress
@@ -15,17 +15,20 @@ from shared.appapi import AppApi
 from shared.customerio import Barred, CustomerIo, Group, Rejection, Sending
 from shared.deadletters import DeadLetters, Failure
 from shared.drift import Drift
-from shared.errors import TryLater, ViewFault
-from shared.flood import Flood, Reason
+from shared.errors import FloodStop, TryLater
+from shared.fingerprints import Notes
+from shared.flood import Flood, Reason, name_of
 from shared.gate import Gate
 from shared.ledger import Entry, Ledger
 from shared.mapping import FUTURE, Bad, Mapper, Operation, repeat_digest
+from shared.pause import Pause
 from shared.people import People
 from shared.run import Run
 from shared.settings import Settings
-from shared.source import Page, View, position_of
+from shared.source import Page
 from shared.state import Mark, State
 from shared.syncs import Kind
+from shared.view import View, position_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +50,10 @@ class Sent:
 class Delivery:
     """Delivers pages of one view. For one run, while it holds the sync's lease; a context manager.
 
-    `backfill_before`: see Mapper.map. Without `flood` nothing is one. Raises what its parts raise, and ViewFault where
-    a page is a flood of dead letters.
+    `backfill_before`: see Mapper.map. Without `flood` nothing is one. `may_send` is asked before the first page that
+    has rows, and right before every try of every batch, and raises where nothing more is to be sent; by default it is
+    the stop switch. `alone`: this run holds the sync's lease, and is not one slice of many. Raises what its parts
+    raise, and FloodStop where a page is a flood of dead letters.
     """
 
     def __init__(
@@ -61,6 +66,9 @@ class Delivery:
         gate: Gate,
         flood: Flood | None,
         backfill_before: int | None,
+        may_send: Callable[[], None] | None = None,
+        *,
+        alone: bool = True,
     ) -> None:
         self._run = run
         self._view = view
@@ -71,14 +79,19 @@ class Delivery:
         self._gate = gate
         self.flood = flood
         self._backfill_before = backfill_before
+        self._alone = alone
+        pause = Pause(state)
+        self._may_send = may_send or (lambda: pause.check(view.sync))
         self._people = People(state)
         self._met_people = False
         self._ledger: Ledger | None = None
         self._client: CustomerIo | None = None
         self._app: AppApi | None = None
         self._dead_letters = DeadLetters(state.container, self._sync, run.run, settings.dead_letter_days)
-        self.drift = Drift(state, view, settings, first=mark.began is not None)
+        trial = not mark.live
+        self.drift = Drift(state, view, settings, first=mark.began is not None or trial, trial=trial)
         self._mapper = self._new_mapper()
+        self._notes = Notes(state, view)
 
     def __enter__(self) -> "Delivery":
         return self
@@ -97,12 +110,15 @@ class Delivery:
     def client(self) -> CustomerIo:
         """The client, once the workspace is known to be the one that the state belongs to."""
         if self._client is None:
-            # a removal has to reach exactly those whom everything else must not reach any more
-            guard = None if self._sync.kind is Kind.REMOVAL else self._people.barred
-            self._client = CustomerIo(self._settings, guard)
+            self._client = CustomerIo(self._settings, self._barred)
             known = self._mark.identity
             self._state.check(known, replace(known, workspace=self._client.workspace()))
         return self._client
+
+    def _barred(self, people: Sequence[str]) -> Mapping[str, Barred]:
+        self._may_send()
+        # a removal has to reach exactly those whom everything else must not reach any more
+        return {} if self._sync.kind is Kind.REMOVAL else self._people.barred(people)
 
     def send(self, page: Page) -> Sent:
         """Send what of a page is to be sent."""
@@ -111,6 +127,7 @@ class Delivery:
             return Sent(page, {}, [], set(), None)
         if not self._met_people:
             self._met_people = True
+            self._may_send()
             self._people.refresh()
         if self.drift.look(page):
             self._mapper = self._new_mapper()
@@ -152,7 +169,9 @@ class Delivery:
         if not operations or self._sync.kind is Kind.PROFILE:
             return operations, []
         if self._ledger is None:
-            self._ledger = Ledger(self._state.container, self._sync, self._run.run, self._mark.ledgered)
+            self._ledger = Ledger(
+                self._state.container, self._sync, self._run.run, self._mark.ledgered, others=self._alone
+            )
         unsent = self._ledger.unsent([(operation.day, operation.digest) for operation in operations])
         return list(compress(operations, unsent)), list(compress(operations, [not new for new in unsent]))
 
@@ -176,7 +195,7 @@ class Delivery:
             self._ledger.release([(one.day, one.digest) for one in operations])
 
     def account(self, sent: Sent) -> int:
-        """Make a page's outcome durable: the ledger, then the dead letters. Returns the number of ids newly ledgered.
+        """Make a page's outcome durable: ledger, dead letters, fingerprints. Returns the number of ids newly ledgered.
 
         Raises what made the client give up where the fate of an operation is unknown: what was accepted is ledgered.
         """
@@ -221,7 +240,9 @@ class Delivery:
         if unknown and self._client is not None and self._client.failure is not None:
             raise self._client.failure
         self._refuse_flood(0, rejections)
-        run.dead_letters += self._set_aside(failures, delivered)
+        self._set_aside(failures, delivered)
+        if self._sync.kind is Kind.PROFILE:
+            self._notes.add(sent.page, self.drift.withheld.keys())
         ledgered = len(accepted) if self._ledger is not None else 0
         if merged:
             # they were merged while this was on its way: now it goes to who they are
@@ -248,8 +269,8 @@ class Delivery:
         person = self._mapper.person_of(page.rows[row])
         return person, Failure(position.key, position.cursor, field, reason, "")
 
-    def _set_aside(self, failures: Sequence[tuple[str, Failure]], delivered: set[str]) -> int:
-        """Note what failed and what was delivered. Returns the number of dead letters."""
+    def _set_aside(self, failures: Sequence[tuple[str, Failure]], delivered: set[str]) -> None:
+        """Note what failed and what was delivered."""
         letters = []
         if failures:
             self._people.refresh()
@@ -260,9 +281,9 @@ class Delivery:
             if person in removed:
                 self._run.hold("removed")
             else:
+                self._run.set_aside(name_of((failure.field, failure.reason)))
                 letters.append(failure._replace(person=self._people.hash_of(person) if person and not kept else ""))
         self._dead_letters.record(letters, delivered)
-        return len(letters)
 
     def _refuse_flood(self, rows: int, reasons: Iterable[Reason]) -> None:
         reason = self.flood.add(rows, reasons) if self.flood else None
@@ -270,7 +291,7 @@ class Delivery:
             self._run.stop = "flood"
             late = reason.endswith(FUTURE)
             zone = f" SQL_TIME_ZONE ({self._settings.sql_time_zone}) may not be theirs." if late else ""
-            raise ViewFault(
+            raise FloodStop(
                 f"{self._view.name}: a fifth of the latest rows or more cannot be sent for one reason, which is"
                 f" {reason}.{zone} Correct the view, or release the reason by"
                 f" POST /api/syncs/{self._sync.name}/release."

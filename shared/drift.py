@@ -17,12 +17,13 @@ from dataclasses import dataclass, field
 
 import orjson
 
-from shared.errors import NotThere, StateFault, ViewFault
+from shared.errors import DriftStop, NotThere, StateFault, ViewFault
 from shared.mapping import PERSON
 from shared.settings import Settings
-from shared.source import Form, Page, View, contract_columns, quote
+from shared.source import Page
 from shared.state import Document, State
 from shared.syncs import Kind, Sync
+from shared.view import Form, View, contract_columns, quote
 
 _NAME = "types.json"
 _SAMPLE = 20
@@ -121,12 +122,14 @@ def types_of(view: View, settings: Settings) -> dict[str, str]:
 class Drift:
     """Watches one view. `withheld` are the columns that are not sent, and why.
 
-    Raises ViewFault where a column of the contract has another type, and StateFault where the record is damaged, or
-    gone though the view was read before (`first` False).
+    Raises DriftStop where a column of the contract has another type, and StateFault where the record is damaged, or
+    gone though the view was read before (`first` False). `trial`: nothing is recorded, because the sync is not live,
+    and its view may still change.
     """
 
-    def __init__(self, state: State, view: View, settings: Settings, *, first: bool) -> None:
+    def __init__(self, state: State, view: View, settings: Settings, *, first: bool, trial: bool = False) -> None:
         self._document = Document(state.container, _NAME)
+        self._trial = trial
         self._view = view
         self._sync = view.sync
         self._types = types_of(view, settings)
@@ -161,7 +164,7 @@ class Drift:
             if now == was:
                 continue
             if name.lower() in contract and now is not None:
-                raise ViewFault(self._say_contract(name, was, now))
+                raise DriftStop(self._say_contract(name, was, now))
             accept = self._how_to_accept(name)
             conditions = f"{_subject(self._sync, name)} ({_CONDITIONS.get(was, 'any')})"
             self.without.add(name)
@@ -188,7 +191,7 @@ class Drift:
                     found[name] = what
         self.withheld.update({name: self._say_disguised(name, what) for name, what in found.items()})
         self._new = [name for name in self._new if name not in found]
-        if looked or not self._recorded:
+        if (looked or not self._recorded) and not self._trial:
             self._record(found)
         return bool(found)
 

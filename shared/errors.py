@@ -5,6 +5,9 @@
     │   ├── ConfigurationFault   a setting is missing or wrong
     │   ├── CredentialFault      SQL Server or Customer.io refuses the credentials
     │   ├── ViewFault            a view breaks the contract
+    │   │   ├── FloodStop           so many rows fail for one reason that it is the view
+    │   │   ├── SurgeStop           a pass would touch too many people, or empties an attribute for many
+    │   │   └── DriftStop           a column that the contract names has another type now
     │   └── StateFault           the state in the blobs is missing, foreign or damaged
     ├── TryLater              passing trouble that outlived its retries; the next pass goes on from the mark
     │   ├── SourceUnavailable
@@ -13,7 +16,10 @@
     └── CarryOn               nothing is wrong; this invocation has nothing to do
         ├── Busy                 another pass of this sync is at work
         ├── NotLive              the sync's going live was not approved
+        ├── Paused               a person has stopped this sync, or all
+        ├── Waiting              a full comparison stands in for this pass
         ├── NotThere             what was asked for does not exist
+        ├── WrongRequest         what was asked for does not fit the views
         └── Refused              what was asked for is not done that way
 
 A row or an operation that can never be delivered is no exception at all: it is set aside as a dead letter (see passes).
@@ -40,6 +46,18 @@ class CredentialFault(StopRun):
 
 class ViewFault(StopRun):
     """A view breaks the contract."""
+
+
+class FloodStop(ViewFault):
+    """So many rows fail for one reason that it is the view and not the rows."""
+
+
+class SurgeStop(ViewFault):
+    """A pass would touch too many people, or empties an attribute for many."""
+
+
+class DriftStop(ViewFault):
+    """A column that the contract names has another type than it had."""
 
 
 class StateFault(StopRun):
@@ -74,8 +92,20 @@ class NotLive(CarryOn):
     """The sync has no mark: going live was not approved."""
 
 
+class Paused(CarryOn):
+    """A person has paused this sync, or all."""
+
+
+class Waiting(CarryOn):
+    """A full comparison stands in for this pass."""
+
+
 class NotThere(CarryOn):
     """What was asked for does not exist."""
+
+
+class WrongRequest(CarryOn):
+    """What was asked for does not fit the views; the message names the field of the request."""
 
 
 class Refused(CarryOn):

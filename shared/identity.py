@@ -13,9 +13,10 @@ from shared.deadletters import DeadLetters
 from shared.mapping import Bad, Operation
 from shared.people import People
 from shared.settings import Settings
-from shared.source import Page, View, position_of
+from shared.source import Page
 from shared.state import State
 from shared.syncs import CATALOGUE
+from shared.view import View, position_of
 
 _PATIENCE = 30.0
 """Seconds for which a primary is looked for: what was written some seconds ago is not there yet for who reads."""

@@ -100,12 +100,13 @@ _Stored = tuple[str, SortedIds]
 
 
 class Ledger:
-    """One run's door to the ledger; used while the sync's lease is held."""
+    """One run's door to the ledger. Several may write at once: a pass, which holds the sync's lease, and slices."""
 
-    def __init__(self, container: ContainerClient, sync: Sync, run: str, at_least: int) -> None:
+    def __init__(self, container: ContainerClient, sync: Sync, run: str, at_least: int, *, others: bool = True) -> None:
         """Look what is there. Raises StateFault where that is less than the `at_least` ids that the mark knows of.
 
-        `unsent` and `fold` raise it too, where a stored day that they need holds less than it did.
+        `unsent` and `fold` raise it too, where a stored day that they need holds less than it did. Without `others` the
+        journals of other slices are left to these, or each would fold those of all.
         """
         folder = f"syncs/{sync.name}/ledger/"
         self._container = container
@@ -120,6 +121,8 @@ class Ledger:
             journals = {blob.name: blob.size // _ENTRY.size for blob in container.list_blobs(f"{folder}journals/")}
         self._stored = _unpack_index(self._index.read())  # day -> ids, at least
         journaled = sum(journals.values())
+        if not others:
+            journals = {name: count for name, count in journals.items() if name == self._journal or not _of_slice(name)}
         today = int(time.time()) // SECONDS_PER_DAY
         if max(self._stored, default=today - 1) < today or sum(self._stored.values()) + journaled < at_least:
             self._stored = self._list_days()
@@ -131,9 +134,12 @@ class Ledger:
             )
         self._open = list(journals)
         for name in journals:
-            for _, digest in self._read_journal(name)[1]:
+            etag, entries = self._read_journal(name)
+            for _, digest in entries:
                 if digest not in self._recent:
                     self._recent.add(digest)
+            if etag is None:  # another run has folded it, perhaps into days that nobody knew of when the index was read
+                self._stored = {**self._stored, **_unpack_index(self._index.read())}
 
     def unsent(self, entries: Sequence[Entry]) -> list[bool]:
         """For each event of a page, whether it is to be sent; if so, it is on its way from now on."""
@@ -154,6 +160,15 @@ class Ledger:
                     unsent[index] = False
                     self._on_their_way.discard(digest)
         return unsent
+
+    @property
+    def stored(self) -> int:
+        """How many ids the days hold, at least."""
+        return sum(self._stored.values())
+
+    def count_of(self, date: str) -> int:
+        """How many ids a day (ISO 8601) has, without those of open journals."""
+        return self._stored.get(_day_of(date), 0)
 
     def record(self, sent: Sequence[Entry]) -> None:
         """Note what a page has sent, in one durable write."""
@@ -178,7 +193,9 @@ class Ledger:
         by_day: defaultdict[int, bytearray] = defaultdict(bytearray)
         etags = {}
         for name in self._open:
-            etags[name], entries = self._read_journal(name)
+            etag, entries = self._read_journal(name)
+            if etag is not None:
+                etags[name] = etag
             for day, digest in entries:
                 by_day[day] += digest
         with ThreadPoolExecutor(_PARALLEL) as pool:
@@ -195,10 +212,13 @@ class Ledger:
         self._open = []
         self._recent = Ids()
 
-    def _read_journal(self, name: str) -> tuple[str, Iterable[Entry]]:
-        """A journal's ETag and its entries."""
+    def _read_journal(self, name: str) -> tuple[str | None, Iterable[Entry]]:
+        """A journal's ETag and its entries; None and nothing where another run has folded it."""
         with storage_errors():
-            download = self._container.download_blob(name)
+            try:
+                download = self._container.download_blob(name)
+            except ResourceNotFoundError:
+                return None, ()
             content = download.readall()
         if len(content) % _ENTRY.size:
             raise StateFault(f"The journal {name} is damaged. Restore an earlier version of that blob.")
@@ -263,6 +283,11 @@ class Ledger:
                     return day, len(ids)
                 except (ResourceModifiedError, ResourceExistsError):
                     stored = self._read_day(day)  # another writer was at this day: merge with what it wrote
+
+
+def _of_slice(journal: str) -> bool:
+    """Whether a journal is a slice's: the run's id has the slice's number after it."""
+    return "-" in journal.rpartition("/")[2]
 
 
 def _damaged(name: str) -> StateFault:

@@ -2,38 +2,37 @@
 
     lease and mark -> pages -> delivery -> mark
 
-Reading, mapping and sending overlap: while a page is on its way, the next is mapped and the one after it is read.
-Pages are accounted for whole and in their order. Of a page with operations of unknown fate, what was accepted is
-ledgered, and the mark stays before it: the next pass sends the rest again, under the same ULIDs.
+Reading, mapping and sending overlap (see pipeline); pages are accounted for whole and in their order. Of a page with
+operations of unknown fate, what was accepted is ledgered, and the mark stays before it: the next pass sends the rest
+again, under the same ULIDs.
 """
 
 import logging
 import time
-from collections import deque
-from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
-from contextvars import copy_context
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Literal
 
-from shared import drift, identity, readback, surge
+from shared import comparison, drift, identity, readback, surge
 from shared.customerio import CustomerIo
 from shared.delivery import Delivery, Sent
 from shared.drift import Drift
-from shared.errors import Busy, NotLive, StateFault, TidemarkError, TryLater, ViewFault
+from shared.errors import Busy, NotLive, Paused, StateFault, SurgeStop, TidemarkError, TryLater, ViewFault, Waiting
 from shared.flood import Flood
 from shared.gate import Gate
 from shared.ledger import SortedIds
 from shared.mapping import DIGEST_BYTES, Mapper, digest
 from shared.people import People
-from shared.run import Run, recorded
+from shared.pipeline import overlapped
+from shared.run import Run, account_digest, recorded
 from shared.settings import Settings, load
-from shared.source import Page, Position, Source, View
+from shared.source import Page, Source
 from shared.state import Claim, Identity, Mark, Seen, State
 from shared.syncs import Kind, Sync, find
 from shared.telemetry import told
+from shared.view import Position, View
 
 log = logging.getLogger("tidemark")
 
@@ -53,8 +52,8 @@ _BEHIND_MINUTES = 30
 def run(sync: Sync, settings: Settings | None = None) -> Run:
     """Run one pass of `sync` and return what it did.
 
-    Busy and NotLive are outcomes, not failures. Raises StopRun where a person must act and TryLater where the next pass
-    may succeed; both are also in the run's record, once the sync has a mark.
+    Busy, NotLive and Paused are outcomes, not failures. Raises StopRun where a person must act and TryLater where the
+    next pass may succeed; both are also in the run's record, once the sync has a mark.
     """
     started = time.monotonic()
     result = Run.begin(sync)
@@ -71,7 +70,7 @@ def run(sync: Sync, settings: Settings | None = None) -> Run:
             log.info("%s", reason)
             return result
         result.read_to_end = claim.mark.seen.at if claim.mark.seen else ""
-        with recorded(result, sync, state):
+        with suppress(Paused, Waiting), recorded(result, sync, state):
             _Pass(result, sync, settings, state, source, claim, started + settings.time_budget_seconds).run()
     return result
 
@@ -125,15 +124,11 @@ def _claim(sync: Sync, settings: Settings, state: State, source: Source) -> Clai
             view.strategy,
             walking=walking,
             began=source.now(),
-            account=_account_digest(settings),
+            account=account_digest(settings),
             seen=Seen(survey.bound, survey.now.isoformat()),
         ),
     )
     return state.claim(sync)
-
-
-def _account_digest(settings: Settings) -> str:
-    return digest(f"{settings.customerio_region}/{settings.customerio_site_id}").hex()
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +197,7 @@ class _Pass:
             mark.began,
         )
         with delivery:
-            if mark.account != _account_digest(self._settings):
+            if mark.account != account_digest(self._settings):
                 delivery.client()
             self._read_back()
             self._mend(delivery.drift)
@@ -253,35 +248,15 @@ class _Pass:
 
     def _deliver(self, delivery: Delivery, pages: Iterator[Page]) -> bool:
         """Send and account for page after page. False where time, or the room to remember rows, was up."""
-        on_their_way: deque[_OnItsWay] = deque()
         in_flight = 0 if self._sync.kind in _IN_ORDER else self._settings.customerio_batches_in_flight
-        complete = True
-        failure: TidemarkError | None = None
-        try:
-            # closed here, so that the reader has ended before its connection is
-            with closing(_read_ahead(pages)) as read_ahead:
-                while complete:
-                    try:
-                        if (page := next(read_ahead, None)) is None:
-                            break
-                        on_their_way.append(self._send(delivery, page))
-                    except TidemarkError as error:
-                        # what is on its way is accounted for all the same
-                        failure = error
-                        break
-                    while len(on_their_way) > min(1, in_flight) and (
-                        sum(one.sent.batches for one in on_their_way) >= in_flight
-                    ):
-                        self._account(delivery, on_their_way.popleft())
-                    complete = self._may_go_on()
-            while on_their_way:
-                self._account(delivery, on_their_way.popleft())
-        finally:
-            for one in on_their_way:
-                delivery.note_accepted(one.sent)
-        if failure is not None:
-            raise failure
-        return complete
+        return overlapped(
+            delivery,
+            pages,
+            in_flight,
+            send=lambda page: self._send(delivery, page),
+            account=lambda one: self._account(delivery, one),
+            may_go_on=self._may_go_on,
+        )
 
     def _may_go_on(self) -> bool:
         if time.monotonic() >= self._deadline:
@@ -302,7 +277,7 @@ class _Pass:
         self._claim.check()
         page, recent, settled = self._without_known(page)
         if self._sync.kind is Kind.PROFILE:
-            self._refuse_surge(page)
+            self._refuse_surge(page, delivery.drift)
         if page.rows:
             page = self._stamped(page)
         return _OnItsWay(delivery.send(page), recent, settled)
@@ -322,8 +297,8 @@ class _Pass:
         self._claim.save(replace(mark, stamped=page.read_at))
         return page
 
-    def _refuse_surge(self, page: Page) -> None:
-        """Raise ViewFault before a pass touches too many people, or empties an attribute for too many."""
+    def _refuse_surge(self, page: Page, drift: Drift) -> None:
+        """Raise SurgeStop before a pass touches too many people, or empties an attribute for too many."""
         mark, settings = self._claim.mark, self._settings
         if mark.walking:
             return
@@ -334,8 +309,9 @@ class _Pass:
                 changed = self._source_count(self._view.count_changed(since, self._until)) - len(self._known)
                 people = self._source_count(self._view.count_all())
                 if surge.is_mass(changed, people, settings.mass_change_percent):
+                    self._hand_over(people, drift)
                     self._result.stop = "mass_change"
-                    raise ViewFault(
+                    raise SurgeStop(
                         f"{changed:,} of the {people:,} people of {self._view.name} have changed, more than"
                         f" {settings.mass_change_percent} % (MASS_CHANGE_PERCENT): an upstream reload? Nothing was"
                         f" sent. {self._how_to_release(surge.MASS_CHANGE)}"
@@ -343,10 +319,33 @@ class _Pass:
         if found := self._emptied.add(page.rows):
             name, count, rows = found
             self._result.stop = "emptied"
-            raise ViewFault(
+            raise SurgeStop(
                 f"{name} is NULL, zero or false in {count:,} of {rows:,} changed rows of {self._view.name}, by more"
                 f" than {settings.emptied_percent} points (EMPTIED_PERCENT) more often than in the first pass. These"
                 f" rows were not sent. Correct the view. {self._how_to_release(surge.EMPTIED + name)}"
+            )
+
+    def _hand_over(self, people: int, drift: Drift) -> None:
+        """Let a full comparison account for too many changed people, if one can; raises Waiting if so.
+
+        The mark moves only to the bound of a comparison that has sent everybody who differed.
+        """
+        mark, view, settings = self._claim.mark, self._view, self._settings
+        if mark.incomplete or mark.mending:
+            return  # who was sent without some columns is to be sent again, differing or not
+        after = Position(self._bound, None)
+        recent = self._source_count(view.count_changed(after, self._until))  # by updated_at, those of the lookback
+        if surge.is_mass(recent, people, settings.mass_change_percent):
+            raise Waiting(
+                f"Too many people of {view.name} have changed within LOOKBACK_SECONDS. A full comparison finds out who"
+                " of them really differs, once they are older; until then nothing is sent."
+            )
+        position = comparison.hand_over(self._state, settings, view, drift.withheld.keys(), mark)
+        if position is not None:
+            self._claim.save(replace(mark, position=position))
+            raise Waiting(
+                f"A full comparison has accounted for the people of {view.name} that had changed, and the mark was"
+                " moved to where it began. The next pass goes on from there."
             )
 
     def _source_count(self, statement: tuple[str, list[object]]) -> int:
@@ -374,6 +373,7 @@ class _Pass:
         """Put into the run's message what a person should know of the view; `count`: also rows without cursor."""
         says = [self._result.message] if self._result.message else []
         says += drift.notes()
+        self._result.withheld = len(drift.withheld)
         if self._result.invalid_emails:
             says.append(
                 f"{self._result.invalid_emails} addresses of {self._view.name} are no valid email and were left out;"
@@ -415,7 +415,7 @@ class _Pass:
     def _follow(self, name: str) -> bool:
         """Go only as far as the sync of that name has sent everything. False where it never came to its end."""
         mark = self._state.peek(find(name))
-        if mark is None or mark.seen is None or mark.began is not None:
+        if mark is None or mark.seen is None or mark.began is not None or mark.going_live:
             return False
         at = datetime.fromisoformat(mark.seen.at)
         limit = mark.seen.bound if self._view.by_row_version else self._view.cursor_at(at)
@@ -463,7 +463,7 @@ class _Pass:
                     mark,
                     position=position,
                     ledgered=mark.ledgered + ledgered,
-                    account=_account_digest(self._settings),
+                    account=account_digest(self._settings),
                     first_rows=rows,
                     first_empty=empty,
                     latest_rows=latest_rows,
@@ -515,17 +515,3 @@ class _Pass:
 
 def _row_digest(row: Sequence[object]) -> bytes:
     return digest(repr(tuple(row)))
-
-
-def _read_ahead(pages: Iterator[Page]) -> Generator[Page, None, None]:
-    """Read the next page in a thread of its own while one is worked on."""
-    context = copy_context()
-
-    def read() -> Page | None:
-        return next(pages, None)
-
-    with ThreadPoolExecutor(1, "reader") as pool:
-        upcoming = pool.submit(context.run, read)
-        while (page := upcoming.result()) is not None:
-            upcoming = pool.submit(context.run, read)
-            yield page

@@ -12,10 +12,11 @@ from shared.flood import name_of
 from shared.gate import Gate
 from shared.run import Run, recorded
 from shared.settings import Settings, load
-from shared.source import Source, View
+from shared.source import Source
 from shared.state import State
 from shared.syncs import Kind, Sync
 from shared.telemetry import told
+from shared.view import View
 
 _ROWS = 500
 """Rows a page."""

@@ -12,7 +12,9 @@ from typing import Self
 
 from ulid import ULID
 
-from shared.errors import StopRun, TidemarkError, TryLater
+from shared.errors import Paused, StopRun, TidemarkError, TryLater, Waiting
+from shared.mapping import digest
+from shared.settings import Settings
 from shared.state import State
 from shared.syncs import Sync
 
@@ -23,17 +25,18 @@ log = logging.getLogger("tidemark")
 class Run:
     """What a run did; its record in the blobs holds these fields.
 
-    `outcome` is ok, budget (time was up, the next pass goes on), waiting (for another sync), busy, not_live or failed.
-    `rows` were read in `pages`, and `operations` sent in `requests`, which counts the tries too; `accepted` and
-    `rejected` are the operations' known fates, `repeated` the deletions that were sent once more. `already_sent` events
-    were in the ledger, `held` ones are counted by the gate's reason ("removed": the person was), `recognised` rows were
-    accounted for by an earlier pass, `dead_letters` counts rows and operations set aside, `vanished` changes of people
-    who are no longer in the view, `merged` the profiles of people who are others now, `invalid_emails` addresses that
-    were left out, `held_back_minutes` how long an open transaction has kept newer rows from being read. `throttled`
-    requests were answered 429. `stop` is what the run stopped before: flood, mass_change or emptied. `withheld` is how
-    many columns somebody must look at, `dead_letter_depth` how many letters the list holds; None where the run did not
-    come to know. `read_to_end` is when the view was last read to its end (ISO 8601, UTC, SQL Server's clock). `seconds`
-    is wall time. `findings` name ids, so they are in the record and in no log.
+    `outcome` is ok, budget (time was up, the next pass goes on), waiting (for another sync, or a comparison), paused
+    (by a person), busy, not_live or failed. `rows` were read in `pages`, and `operations` sent in `requests`, which
+    counts the tries too, and of which `throttled` were answered by 429; `accepted` and `rejected` are the operations'
+    known fates, `repeated` the deletions that were sent once more. `already_sent` events were in the ledger, `held`
+    ones are counted by the gate's reason ("removed": the person was), `recognised` rows were accounted for by an
+    earlier pass, `dead_letters` counts rows and operations set aside, and `reasons` why; `vanished` are changes of
+    people who are no longer in the view, `merged` the profiles of people who are others now, `invalid_emails` addresses
+    that were left out, `held_back_minutes` how long an open transaction has kept newer rows from being read. `stop` is
+    what the run stopped before: flood, mass_change or emptied. `withheld` is how many columns somebody must look at,
+    `dead_letter_depth` how many letters the list holds; None where the run did not come to know. `read_to_end` is when
+    the view was last read to its end (ISO 8601, UTC, SQL Server's clock). `seconds` is wall time. `findings` are for a
+    person to look at: they may name ids, so they are in the record and in no log.
     """
 
     run: str
@@ -52,6 +55,7 @@ class Run:
     held: dict[str, int] = field(default_factory=dict)
     recognised: int = 0
     dead_letters: int = 0
+    reasons: dict[str, int] = field(default_factory=dict)
     vanished: int = 0
     merged: int = 0
     invalid_emails: int = 0
@@ -69,6 +73,11 @@ class Run:
     def begin(cls, sync: Sync) -> Self:
         """A run of `sync` that starts now."""
         return cls(run=str(ULID()), sync=sync.name, started=_now())
+
+    def set_aside(self, reason: str) -> None:
+        """Count a row or an operation that cannot be delivered."""
+        self.dead_letters += 1
+        self.reasons[reason] = self.reasons.get(reason, 0) + 1
 
     def hold(self, reason: str) -> None:
         """Count an operation that is not sent."""
@@ -91,15 +100,17 @@ def recorded(run: Run, sync: Sync, state: State) -> Iterator[None]:
     """
     try:
         yield
+    except (Paused, Waiting) as reason:
+        run.outcome, run.message = "paused" if isinstance(reason, Paused) else "waiting", str(reason)
+        raise
     except TidemarkError as error:
         run.outcome, run.message = "failed", str(error)
         raise
     except BaseException as error:
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{Path(place.filename).name}:{place.lineno}"
-        run.outcome, run.message = "failed", f"Unexpected {type(error).__name__} at {where}. Report it."
+        stop = unforeseen(error)
+        run.outcome, run.message = "failed", str(stop)
         if isinstance(error, Exception):
-            raise StopRun(run.message) from None
+            raise stop from None
         raise
     finally:
         run.end()
@@ -109,6 +120,17 @@ def recorded(run: Run, sync: Sync, state: State) -> Iterator[None]:
         log.log(logging.INFO if run.outcome != "failed" else logging.ERROR, "run %s", json.dumps(told))
         with suppress(TryLater) if run.outcome == "failed" else nullcontext():
             state.record_run(sync, run.run, asdict(run))
+
+
+def unforeseen(error: BaseException) -> StopRun:
+    """What to raise in place of an error that nobody foresaw: it names the place in the code, and no row."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return StopRun(f"Unexpected {type(error).__name__} at {Path(place.filename).name}:{place.lineno}. Report it.")
+
+
+def account_digest(settings: Settings) -> str:
+    """What stands in a mark for the account that the settings lead to."""
+    return digest(f"{settings.customerio_region}/{settings.customerio_site_id}").hex()
 
 
 def _now() -> str:

@@ -106,9 +106,8 @@ class Settings(BaseSettings):
         description="Client id of the user-assigned identity; left out, the system-assigned one is used.",
     )
     state_container: str = Field(
-        "tidemark",
-        pattern=r"^[a-z0-9](?:-?[a-z0-9]){2,62}$",
-        description="Blob container of the marks, ledgers, dead letters and run records.",
+        pattern=r"^[a-z0-9](?:-?[a-z0-9]){2,46}$",
+        description="Blob container of the marks, ledgers, dead letters and run records; the queues have its name.",
     )
     first_pass: Literal["approved", "all"] = Field(
         "approved",
@@ -150,8 +149,44 @@ class Settings(BaseSettings):
         description="A pass of `customers` stops where the share of rows of a large page in which an attribute is NULL,"
         " zero or false is by so many points higher than in the first pass.",
     )
+    vanished_customers: Literal["report", "clear", "delete"] = Field(
+        "report",
+        description="What the nightly comparison does about a customer that is no longer in `retention.customers`: tell"
+        " it, clear the attributes of VANISHED_CLEAR, or delete the person, who then does not come back.",
+    )
+    vanished_clear: Annotated[Names, AfterValidator(_no_identifiers)] = Field(
+        frozenset(),
+        description="Attributes that are removed from a customer that has vanished, with commas between, where"
+        " VANISHED_CUSTOMERS is `clear`.",
+    )
     dead_letter_days: int = Field(
         30, ge=1, le=365, description="Dead letters that were not seen again for so many days are dropped."
+    )
+    resync_slice_rows: int = Field(
+        50_000, ge=100, le=1_000_000, description="Rows that one slice of a resync has, roughly."
+    )
+    resync_slices_in_flight: int = Field(
+        4,
+        ge=1,
+        le=40,
+        description="How many slices of a resync are at work at once; they share CUSTOMERIO_REQUESTS_PER_SECOND.",
+    )
+    approval_people: int = Field(
+        1000,
+        ge=0,
+        description="A resync that touches more people than these waits for approval, whatever the age of its events.",
+    )
+    qa_strata: Names = Field(
+        frozenset(),
+        description="Columns of `retention.customers`, with commas between, over whose values a QA sync spreads the"
+        " people that it picks. Left out: those that there are of orders_count, last_order_at, subscription_status,"
+        " refund_flag and vip_tier.",
+    )
+    qa_wait_seconds: int = Field(
+        180,
+        ge=0,
+        le=1200,
+        description="Until then what Customer.io does not show yet is no difference to a QA sync; then it is.",
     )
     time_budget_seconds: int = Field(
         1500, ge=1, le=1740, description="After this a pass ends at the next page; the next pass goes on from there."
@@ -168,6 +203,10 @@ def load() -> Settings:
         raise ConfigurationFault(
             "AzureWebJobsStorage is missing: set it to a connection string, or set AzureWebJobsStorage__accountName"
             " to reach the account by managed identity."
+        )
+    if settings.vanished_customers == "clear" and not settings.vanished_clear:
+        raise ConfigurationFault(
+            "VANISHED_CLEAR is missing: VANISHED_CUSTOMERS is clear, so name the attributes that are to be cleared."
         )
     unchecked = re.search(
         r"(?i)(^|;)\s*(TrustServerCertificate\s*=\s*(yes|true|1)|Encrypt\s*=\s*(no|false|optional|0))\s*(;|$)",

@@ -3,6 +3,9 @@
     identity.json                          the Customer.io workspace, server and database that the state belongs to
     people.json                            who was removed, who was merged: see people
     types.json                             the types of all columns: see drift
+    fingerprints/                          what was last sent of each person: see fingerprints
+    pause.json                             what a person has paused: see pause
+    runs/<run>/                            what a person asked for, and how far it is: see resync
     syncs/<sync>/mark.json                 the mark; its lease makes one pass at a time the sync's only writer
     syncs/<sync>/runs/<run>.json           one record a run, with its counts
     syncs/<sync>/dead-letters/             see deadletters
@@ -18,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, Self
 
 from azure.core import MatchConditions
 from azure.core.exceptions import (
@@ -32,15 +35,15 @@ from azure.storage.blob import BlobClient, BlobLeaseClient, ContainerClient, Con
 
 from shared.errors import Busy, ConfigurationFault, NotLive, StateFault, StateUnavailable
 from shared.settings import Settings
-from shared.source import Position
 from shared.syncs import Sync
+from shared.view import Position
 
 log = logging.getLogger("tidemark")
 
 # the SDK tells of every request that it makes
 logging.getLogger("azure").setLevel(logging.WARNING)
 
-_LEASE_SECONDS = 60
+LEASE_SECONDS = 60
 _RENEW_EVERY = 15
 _JSON = ContentSettings(content_type="application/json")
 
@@ -70,6 +73,8 @@ class Mark:
     becomes the position when the walk ends. `ledgered` is the number of ids that the ledger must at least hold.
     `began` is when the first pass began (unix seconds), None once it is over: earlier events are its backfill.
     `start` is the event time before which the gate holds events back, None for all.
+    `live`: a sync that is not yet live may have a mark, because a sample was sent; its passes send nothing.
+    `going_live` is the run whose slices still send what was there before the mark: who goes after this sync waits.
     `account` is a digest of the site id and region with which the workspace was last asked for.
     `released` are reasons for which rows may be set aside in any number, and surges that a person has let pass.
     `behind` (removals only) is where the pass before the last one ended: what came after it is deleted once more.
@@ -93,6 +98,8 @@ class Mark:
     ledgered: int = 0
     began: int | None = None
     start: int | None = None
+    live: bool = True
+    going_live: str | None = None
     account: str = ""
     released: Sequence[str] = ()
     behind: Position | None = None
@@ -135,6 +142,8 @@ class Mark:
                 ledgered=int(stored["ledgered"]),
                 began=stored["began"],
                 start=stored["start"],
+                live=stored["live"],
+                going_live=stored["going_live"],
                 account=stored["account"],
                 released=tuple(stored["released"]),
                 behind=_position(stored["behind"]),
@@ -225,17 +234,19 @@ class State:
             blob = self.container.get_blob_client(f"syncs/{sync.name}/mark.json")
             lease = BlobLeaseClient(blob)
             try:
-                lease.acquire(lease_duration=_LEASE_SECONDS)
+                lease.acquire(lease_duration=LEASE_SECONDS)
             except ResourceNotFoundError:
                 self._refuse_orphans(sync)
-                raise NotLive(
-                    f"{sync.name} is not live: it has no mark, so its timer sends nothing. Going live needs an approved"
-                    " plan; FIRST_PASS=all lets a development machine start from the beginning."
-                ) from None
+                raise not_live(sync) from None
             except ResourceExistsError:
                 raise Busy(f"Another pass of {sync.name} is at work; this one has nothing to do.") from None
             download = blob.download_blob()
-            return Claim(blob, lease, Mark.from_json(download.readall(), blob.blob_name), download.properties.etag)
+            mark = Mark.from_json(download.readall(), blob.blob_name)
+            if not mark.live:
+                with suppress(AzureError):
+                    lease.release()
+                raise not_live(sync)
+            return Claim(blob, lease, mark, download.properties.etag)
 
     def peek(self, sync: Sync) -> Mark | None:
         """A sync's mark, without its lease; None where there is none."""
@@ -247,13 +258,15 @@ class State:
                 return None
 
     def begin(self, sync: Sync, mark: Mark) -> None:
-        """Write a sync's first mark. Raises Busy where another pass has just written one."""
-        with storage_errors():
-            blob = self.container.get_blob_client(f"syncs/{sync.name}/mark.json")
-            try:
-                blob.upload_blob(mark.to_json(), content_settings=_JSON)
-            except ResourceExistsError:
-                raise Busy(f"Another pass of {sync.name} has just begun; this one has nothing to do.") from None
+        """Write a sync's first mark, over one that is not live. Raises Busy where another has just written one."""
+        blob = self.container.get_blob_client(f"syncs/{sync.name}/mark.json")
+
+        def change(text: bytes | None) -> bytes:
+            if text is not None and Mark.from_json(text, blob.blob_name).live:
+                raise Busy(f"Another pass of {sync.name} has just begun; this one has nothing to do.")
+            return mark.to_json()
+
+        Document(self.container, blob.blob_name).change(change)
 
     def create(self) -> None:
         """Make the container, where it is not there."""
@@ -310,6 +323,14 @@ class State:
             self.container.upload_blob(
                 f"syncs/{sync.name}/runs/{run}.json", json.dumps(record, indent=1).encode(), content_settings=_JSON
             )
+
+
+def not_live(sync: Sync) -> NotLive:
+    """What a sync says of which nobody has approved that it goes live."""
+    return NotLive(
+        f"{sync.name} is not live, so its timer sends nothing. POST /api/go-live makes the plan for it, which a person"
+        " approves; FIRST_PASS=all lets a development machine start from the beginning."
+    )
 
 
 class Document:
@@ -380,11 +401,10 @@ def append(blob: BlobClient, block: bytes) -> None:
         blob.append_block(block)
 
 
-class Claim:
-    """The lease of one sync, kept up by a thread, and its mark. Only who holds the lease can write the mark."""
+class Lease:
+    """The lease of one blob, kept up by a thread. Only who holds it can write the blob. A context manager."""
 
-    def __init__(self, blob: BlobClient, lease: BlobLeaseClient, mark: Mark, etag: str) -> None:
-        self.mark = mark
+    def __init__(self, blob: BlobClient, lease: BlobLeaseClient, etag: str) -> None:
         self._blob = blob
         self._lease = lease
         self._etag = etag
@@ -393,7 +413,7 @@ class Claim:
         self._keeper = threading.Thread(target=self._keep, name="lease", daemon=True)
         self._keeper.start()
 
-    def __enter__(self) -> "Claim":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -415,8 +435,8 @@ class Claim:
                 log.warning("The lease of %s could not be renewed (%s).", self._blob.blob_name, type(error).__name__)
 
     def check(self) -> None:
-        """Raise StateUnavailable where the lease is no longer this pass's: it must send nothing more."""
-        if time.monotonic() - self._renewed > _LEASE_SECONDS:
+        """Raise StateUnavailable where the lease is no longer this run's: it must send nothing more."""
+        if time.monotonic() - self._renewed > LEASE_SECONDS:
             raise self._lost()
 
     def _lost(self) -> StateUnavailable:
@@ -425,15 +445,15 @@ class Claim:
             " the next goes on from the mark."
         )
 
-    def save(self, mark: Mark) -> None:
-        """Write the mark. Raises StateUnavailable where the lease or the mark is no longer this pass's."""
-        content = mark.to_json()
+    def write(self, content: bytes, metadata: dict[str, str] | None = None) -> None:
+        """Write the blob. Raises StateUnavailable where the lease or the blob is no longer this run's."""
         with storage_errors():
             try:
                 written = self._blob.upload_blob(
                     content,
                     overwrite=True,
                     content_settings=_JSON,
+                    metadata=metadata,
                     lease=self._lease,
                     etag=self._etag,
                     match_condition=MatchConditions.IfNotModified,
@@ -447,4 +467,16 @@ class Claim:
                 if error.status_code != 412 or download.readall() != content:
                     raise self._lost() from None
                 self._etag = download.properties.etag
+
+
+class Claim(Lease):
+    """The lease of one sync, and its mark."""
+
+    def __init__(self, blob: BlobClient, lease: BlobLeaseClient, mark: Mark, etag: str) -> None:
+        super().__init__(blob, lease, etag)
+        self.mark = mark
+
+    def save(self, mark: Mark) -> None:
+        """Write the mark. Raises StateUnavailable where the lease or the mark is no longer this pass's."""
+        self.write(mark.to_json())
         self.mark = mark

@@ -86,10 +86,11 @@ STOPS = Metric(
     ("kind",),
     "Runs that stopped before they sent or set aside too much: `flood`, `mass_change` or `emptied`.",
 )
+POISON = Metric("tidemark.slices_given_up", "count", "slices", (), "Slices of a run that failed again and again.")
 
 METRICS = (
     RUNS, SECONDS, ROWS, OPERATIONS, HELD, ALREADY_SENT, DEAD_LETTERS, DEAD_LETTER_DEPTH, REQUESTS, THROTTLED, MARK_AGE,
-    HELD_BACK, DRIFT, STOPS,
+    HELD_BACK, DRIFT, STOPS, POISON,
 )  # fmt: skip
 
 # A value is a histogram, because the SDK repeats a gauge's last value for as long as the process lives: of what is over
@@ -120,6 +121,16 @@ def tell(run: Run) -> None:
             _values[metric].record(amount, attributes)
         elif amount:
             _counters[metric].add(amount, attributes)
+    _flush()
+
+
+def gave_up(sync: str) -> None:
+    """Tell the metrics that a slice was given up."""
+    _counters[POISON].add(1, {"sync": sync})
+    _flush()
+
+
+def _flush() -> None:
     if flush := getattr(metrics.get_meter_provider(), "force_flush", None):
         with suppress(Exception):  # no run fails for its metrics
             flush(_FLUSH_MILLISECONDS)

@@ -41,6 +41,7 @@ def bare_settings(**changes: Any) -> Settings:
         "sql_connection_string": "Server=none",
         "customerio_region": "us",
         "customerio_site_id": "x",
+        "state_container": "tidemark",
         "customerio_api_key": "x",
     }
     return Settings(**{**needed, **changes})

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from local.customerio.control import Workspace
-from shared.appapi import APP_URLS, AppApi, FailedChange, Holder
+from shared.appapi import APP_URLS, AppApi, FailedChange, Holder, StoredEvent
 from shared.errors import ConfigurationFault, CredentialFault, DeliveryUnavailable
 from shared.settings import Settings
 from tests.conftest import bare_settings
@@ -140,6 +140,75 @@ def test_an_id_that_was_not_asked_for_is_not_told(scripted):
 def test_no_ids_need_no_request(app, workspace):
     assert app.existing([]) == set()
     assert requests_of(workspace) == {}
+
+
+# What they have
+
+
+def test_of_many_people_the_attributes_are_read_as_text(app, workspace):
+    identify(workspace, *(({"id": str(number)}, {"a": number, "b": True}) for number in range(0, 250, 2)))
+    identify(workspace, ({"id": "0"}, {"a": 1.5, "b": "x", "c": {"d": [1]}}))
+    found = app.attributes([str(number) for number in range(250)])
+    assert found.keys() == {str(number) for number in range(0, 250, 2)}
+    assert (found["8"]["a"], found["8"]["b"], found["0"]["a"]) == ("8", "true", "1.5")
+    assert json.loads(found["0"]["c"]) == {"d": [1]}
+    assert requests_of(workspace) == {"200": 3}
+
+
+def test_attributes_of_an_id_that_was_not_asked_for_are_not_told(scripted):
+    people = [{"customer": {"id": one, "attributes": {"a": 7, "b": None, "c": "x"}}} for one in ("AB", "ab", "")]
+    people[2]["customer"]["cio_id"] = "a1"
+    scripted.will_answer(json.dumps({"customers": people}).encode())
+    with scripted.client() as app:
+        assert app.attributes(["ab"]) == {"ab": {"a": "7", "c": "x"}}
+
+
+# What they did
+
+
+def test_the_events_of_a_person_are_read_through_all_pages(app, workspace):
+    batch = [
+        {
+            "type": "person",
+            "identifiers": {"id": "a/b"},
+            "action": "event",
+            "name": "Paid",
+            "attributes": {"event_id": one},
+        }
+        for one in range(230)
+    ]
+    batch.append({"type": "person", "identifiers": {"id": "c"}, "action": "event", "name": "Paid"})
+    credentials = (workspace.site_id, workspace.api_key)
+    httpx.post(f"{workspace.url}/api/v2/batch", auth=credentials, json={"batch": batch}, trust_env=False)
+    events = list(app.events("a/b"))
+    assert [(one.name, one.event_id) for one in events] == [("Paid", str(one)) for one in reversed(range(230))]
+    assert requests_of(workspace) == {"200": 3}
+    assert [one.event_id for one in app.events("c")] == [None]
+
+
+def test_nobody_has_no_events(app):
+    assert list(app.events("nobody")) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "event"),
+    [
+        ({"id": "01ht8k3z7q9v5c2m4n6p8r0s1t"}, StoredEvent("Paid", "01HT8K3Z7Q9V5C2M4N6P8R0S1T", None)),
+        ({"data": {"event_id": "9"}}, StoredEvent("Paid", "", "9")),
+        ({"data": "event_id"}, StoredEvent("Paid", "", None)),
+        ({"data": {"event_id": None}, "id": None}, StoredEvent("Paid", "", None)),
+    ],
+)
+def test_an_event_is_known_by_its_ulid_or_by_its_event_id(scripted, line, event):
+    scripted.will_answer(page(activity(type="event", **{"name": "Paid", "data": None, **line}), next=""))
+    with scripted.client() as app:
+        assert list(app.events("1")) == [event]
+
+
+def test_a_page_of_events_that_names_itself_as_the_next_ends_the_reading(scripted):
+    scripted.will_answer(page(activity(name="Paid"), next="x"))
+    with scripted.client() as app:
+        assert len(list(app.events("1"))) == 2
 
 
 # Who has an address
@@ -379,6 +448,8 @@ def test_an_answer_that_the_app_api_does_not_give_names_the_settings_and_never_m
             lambda: app.holders("jane@example.com"),
             lambda: app.existing(["1"]),
             lambda: [*app.failed_changes(0)],
+            lambda: app.attributes(["1"]),
+            *([] if answer == 404 else [lambda: [*app.events("1")]]),  # there it says that nobody is there
         ):
             with pytest.raises(ConfigurationFault, match="CUSTOMERIO_REGION and CUSTOMERIO_APP_URL") as told:
                 ask()

@@ -23,6 +23,7 @@ def settings_of(workspace: Workspace, **changes: object) -> Settings:
         customerio_region=workspace.region,
         customerio_site_id=workspace.site_id,
         customerio_api_key=workspace.api_key,
+        state_container="tidemark",
         **{"customerio_track_url": workspace.url, "customerio_requests_per_second": 1000, **changes},
     )
 

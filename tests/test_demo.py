@@ -63,6 +63,8 @@ def test_the_demo_tells_a_story_that_holds_and_reports_its_figures(histories: Pa
         assert process.returncode == 0, story
     for claim in (
         f"{PEOPLE} people and {ORDERS} orders",
+        "POST /api/go-live",
+        "/approve",
         "nothing is sent",
         "25 new orders",
         "exactly the buyers",
@@ -81,7 +83,7 @@ def test_the_demo_tells_a_story_that_holds_and_reports_its_figures(histories: Pa
     assert figures["events_by_name"]["Subscription Started"] == figures["derived_subscriptions"] > 0
     assert figures["events_at_customerio"] == sum(figures["events_by_name"].values())
     assert figures["duplicate_events"] == figures["dead_letters"] == figures["second_pass_operations"] == 0
-    assert figures["first_pass_operations"] >= PEOPLE + figures["events_at_customerio"]
+    assert figures["going_live_operations"] >= PEOPLE + figures["events_at_customerio"]
     assert figures["third_pass_operations"] >= 25
     assert figures["rewritten_orders"] == ORDERS + 26
     assert figures["rewritten_orders_operations"] == 0
@@ -105,7 +107,7 @@ def test_a_demo_that_fails_says_why_and_leaves_nothing_running(tmp_path: Path) -
 def test_a_demo_that_is_ended_leaves_nothing_running(histories: Path, tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     with demo("--histories", histories, "--report", report) as process:
-        read_until(process, "2. The first pass")
+        read_until(process, "2. Going live")
         services = psutil.Process(process.pid).children(recursive=True)
         assert len(services) >= 4
         process.send_signal(signal.SIGTERM)

@@ -3,7 +3,6 @@
 import ast
 import re
 import uuid
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -14,9 +13,12 @@ import pytest
 from local import cdnow, services
 from shared import mapping
 from shared.drift import types_of
+from shared.http import GoLive, Resync
+from shared.resync import Stage, Status
 from shared.settings import Settings, setting_name
-from shared.source import Source, View, contract_columns
+from shared.source import Source
 from shared.syncs import CATALOGUE, Kind
+from shared.view import View, contract_columns
 from tests.conftest import bare_settings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -104,18 +106,63 @@ def _text(node: ast.expr) -> str:
 @pytest.mark.parametrize("name", sorted(DOCS))
 def test_a_doc_names_no_setting_that_does_not_exist_and_links_to_what_is_there(name):
     settings = {setting_name(one) for one in Settings.model_fields} | {sync.schedule_setting for sync in CATALOGUE}
+    settings.add("COMPARISON_SCHEDULE")
     assert {one for one in quoted(DOCS[name]) if re.fullmatch(r"[A-Z]+(_[A-Z]+)+", one)} <= settings
-    for link in re.findall(r"\]\(([^)#]+)\)", DOCS[name]):
+    for link in re.findall(r"\]\((?!https:)([^)#]+)(?:#[^)]*)?\)", DOCS[name]):
         assert (REPOSITORY / "docs" / link).exists(), link
 
 
-def test_the_docs_call_what_the_app_answers():
+PAGES = DOCS | {"README.md": (REPOSITORY / "README.md").read_text()}
+
+
+def routes() -> set[tuple[str, str]]:
+    """What the app answers: method and path."""
     app = (REPOSITORY / "function_app.py").read_text()
-    routes = defaultdict(set)
-    for route, methods in re.findall(r'@app\.route\("([^"]+)", methods=\["(\w+)"\]', app):
-        routes["api/" + route.replace("{sync}", "[a-z_]+")].add(methods)
+    found = re.findall(r'@app\.route\("([^"]+)", methods=\["(\w+)"\]', app)
+    return {(method, f"/api/{route}") for route, method in found}
+
+
+def is_answered(method: str, path: str) -> bool:
+    """Whether the app has such a route; <run> and the like stand for a name."""
+    filled = {"{decision}": "(approve|cancel|retry|{decision})", "{sync}": "([a-z_]+|{sync})", "{run}": "(<run>|{run})"}
+    patterns = [(one, re.sub(r"{\w+}", lambda part: filled[part[0]], route)) for one, route in routes()]
+    return any(one == method and re.fullmatch(pattern, path) for one, pattern in patterns)
+
+
+def test_the_docs_call_what_the_app_answers():
+    called = 0
     for text in DOCS.values():
-        for command in re.findall(r"^curl (?:.*\\\n)*.*$", text, re.M):
-            (path,) = re.findall(r'azurewebsites\.net/([^"]+)"', command)
-            method = "POST" if "-X POST" in command else "GET"
-            assert any(re.fullmatch(route, path) and method in methods for route, methods in routes.items()), command
+        for command in re.findall(r"^(?:\w+=\$\()?curl (?:.*\\\n)*.*$", text, re.M):
+            (path,) = re.findall(r'azurewebsites\.net([^"?]+)[^"]*"', command)
+            assert is_answered("POST" if "-X POST" in command else "GET", path), command
+            called += 1
+    assert called > 20
+
+
+@pytest.mark.parametrize("name", sorted(PAGES))
+def test_a_page_names_no_route_that_does_not_exist(name):
+    for method, path in re.findall(r"`(GET|POST) (/api/[^`? ]+)", PAGES[name]):
+        assert is_answered(method, path), (method, path)
+
+
+def test_the_readme_lists_every_route():
+    assert {tuple(quoted(call)[0].split()) for call, _, _ in rows(PAGES["README.md"], "## Calls")} == routes()
+
+
+def test_resync_explains_every_state_of_a_run_and_of_a_slice():
+    text = DOCS["resync.md"]
+    assert first_words(text, "| state |") == sorted([*Stage, "expired"])
+    assert first_words(text, "| slice |") == sorted(Status)
+
+
+def test_resync_explains_every_field_of_a_request_and_going_live_of_its_own():
+    assert [field for field in Resync.model_fields if f'"{field}"' not in DOCS["resync.md"]] == []
+    assert first_words(DOCS["going-live.md"], "| field | meaning |\n|---|---|\n| `since` |") == sorted(
+        GoLive.model_fields
+    )
+
+
+def first_words(text: str, head: str) -> list[str]:
+    """What the first column of the table that begins so names, sorted."""
+    table = text[text.index(f"\n{head}") :].lstrip("\n").split("\n\n", 1)[0]
+    return sorted(quoted(line)[0] for line in table.splitlines()[2:])

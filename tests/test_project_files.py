@@ -44,7 +44,8 @@ def test_host_json_is_what_the_queues_and_the_passes_need() -> None:
     host = read_host_json(REPOSITORY)
     assert host["functionTimeout"] == "00:30:00"
     # The SDK sends plain text, and the messages are read one at a time.
-    assert host["extensions"]["queues"] == {"messageEncoding": "none", "batchSize": 1}
+    queues = host["extensions"]["queues"]
+    assert (queues["messageEncoding"], queues["batchSize"], queues["newBatchThreshold"]) == ("none", 1, 0)
 
 
 def _requirements(name: str) -> Iterator[Requirement]:

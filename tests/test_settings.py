@@ -14,6 +14,7 @@ GOOD = {
     "CUSTOMERIO_SITE_ID": "site",
     "CUSTOMERIO_API_KEY": "planted-secret",
     "AzureWebJobsStorage": "UseDevelopmentStorage=true",
+    "STATE_CONTAINER": "tidemark",
 }
 
 

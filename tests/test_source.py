@@ -5,8 +5,8 @@ from datetime import datetime
 import pytest
 
 from shared.errors import ViewFault
-from shared.source import Column, Position, Survey, View
 from shared.syncs import Kind, Sync
+from shared.view import Column, Position, Survey, View
 from tests.conftest import bare_settings
 
 ORDERS = Sync("orders", Kind.EVENT)

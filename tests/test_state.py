@@ -6,8 +6,8 @@ import pytest
 from azure.storage.blob import BlobLeaseClient, ContainerClient
 
 from shared.errors import Busy, ConfigurationFault, StateFault, StateUnavailable
-from shared.source import Column, Position, Survey, View
 from shared.state import Claim, Identity, Mark, State
+from shared.view import Column, Position, Survey, View
 from tests.conftest import SYNCS, Deployment
 
 ORDERS = SYNCS["orders"]

@@ -22,8 +22,9 @@ from local.customerio.contract import MAX_OPERATION_BYTES, violations
 from shared.errors import ViewFault
 from shared.mapping import Mapped, Mapper
 from shared.settings import Settings
-from shared.source import Column, Form, Page, Position, Survey, View
+from shared.source import Page
 from shared.syncs import Kind, Sync
+from shared.view import Column, Form, Position, Survey, View
 from tests.conftest import bare_settings
 
 NOW = 1_795_500_000  # 2026-11-24
