@@ -49,10 +49,6 @@ _RESERVED_ATTRIBUTES = frozenset({"id", "cio_id", "anonymous_id"})
 _HEADERS = frozenset({"recipient", "from_address", "reply_to"})
 _OWN_PROPERTIES = frozenset({"late_minutes", "backfill"})
 _FUTURE_SECONDS = 300
-_GIVES_WAY_SECONDS = 2
-"""The attributes that go with an event are that much older than its page. Customer.io's times are whole seconds, and of
-two with one time the last to arrive wins: a profile that a pass of customers has read at the same moment must stay.
-"""
 
 Values = Sequence[Any]
 """One column of a page: ints, floats, bools, texts and None."""
@@ -271,7 +267,7 @@ class Mapper:
             # Beside an event of the past, the person's state of now has no place; nor has that of who was merged.
             now_counts = person_names and times[row] >= young and whose == ids[row]
             if now_counts and (state := _present(person_names, person[row], self._cleared)):
-                parts = [_identify(whose, page.read_at - _GIVES_WAY_SECONDS, state), event]
+                parts = [_identify(whose, page.read_at, state), event]
             if payloads := _encode(row, parts, bad):
                 operations.append(Operation(row, whose, payloads, ledger_id, times[row]))
         return Mapped(operations, bad, invalid_emails=invalid_emails)
