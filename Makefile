@@ -14,7 +14,7 @@ serve: setup  ## the same, kept running to play with
 	@$(python) -m local.demo --serve
 
 test: setup
-	@$(python) -m pytest -q -n 2 --dist worksteal $(PYTEST_ARGS)
+	@$(python) -m pytest -q -n 2 --dist worksteal -m "not slow" $(PYTEST_ARGS)
 
 faults: setup  ## kills and faults from a seed, then SQL Server and Customer.io compared; writes .faults/results.json
 	@$(python) -m local.faults $(FAULTS_ARGS)

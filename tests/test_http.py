@@ -13,7 +13,7 @@ from shared.syncs import CATALOGUE
 from tests.conftest import Deployment
 from tests.test_passes import add_customers, add_orders, make_tables
 
-REQUESTS = int(os.environ.get("HTTP_REQUESTS", "50"))
+REQUESTS = int(os.environ.get("HTTP_REQUESTS", "20"))
 """How many requests are made up for each function; .ci/run asks for more."""
 
 FUNCTIONS = {
@@ -21,6 +21,14 @@ FUNCTIONS = {
     "accept": (function_app.accept, "column"),
     "dead_letters": (function_app.dead_letters, None),
     "replay": (function_app.replay, "keys"),
+    "resync": (function_app.resync, None),
+    "go_live": (function_app.go_live, None),
+    "qa": (function_app.qa, None),
+    "run": (function_app.run, None),
+    "decide": (function_app.decide, None),
+    "report": (function_app.report, None),
+    "pause": (function_app.pause, None),
+    "resume": (function_app.resume, None),
 }
 INJECTIONS = (
     "orders'; DROP TABLE shop.orders; --",
@@ -37,7 +45,9 @@ values = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
     max_leaves=10,
 )
-names = st.sampled_from(["reason", "column", "keys", "confirm", "sync", "force"])
+names = st.sampled_from(
+    ["reason", "column", "keys", "confirm", "sync", "force", "customer_ids", "since", "all", "sample", "size"]
+)
 bodies = (
     st.binary(max_size=200)
     | st.dictionaries(names | st.text(max_size=8), values, max_size=4).map(lambda body: json.dumps(body).encode())
@@ -50,7 +60,7 @@ syncs = st.sampled_from([sync.name for sync in CATALOGUE]) | st.sampled_from(INJ
 
 def ask(name: str, sync: str | None, body: bytes) -> tuple[int, dict[str, object]]:
     function, _ = FUNCTIONS[name]
-    params = {} if sync is None else {"sync": sync}
+    params = {} if sync is None else {"sync": sync, "run": sync, "decision": "approve"}
     answer = function.build().get_user_function()(
         func.HttpRequest("POST", "/api/whatever", body=body, route_params=params)
     )
@@ -86,7 +96,7 @@ def test_whatever_is_asked_is_answered_with_one_message_and_changes_nothing(live
     def every(name: str, sync: str | None, body: bytes) -> None:
         status, said = ask(name, sync, body)
         asked.append(status)
-        if status == 200:  # by chance it was right; releases are undone below
+        if status in (200, 202):  # by chance it was right; releases are undone below
             assert "error" not in said
             return
         assert 400 <= status < 500, (status, said)
@@ -106,7 +116,7 @@ def test_whatever_is_asked_is_answered_with_one_message_and_changes_nothing(live
     assert live.workspace.stats()["operations"] == 6
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("name", sorted(FUNCTIONS.keys() - {"go_live", "qa", "pause", "resume"}))  # these have no name
 @pytest.mark.parametrize("text", INJECTIONS)
 def test_a_name_from_outside_reaches_neither_sql_server_nor_a_blob(live, name, text):
     before = set(live.blobs(""))

@@ -117,6 +117,7 @@ def lifecycle(shop: Deployment) -> Deployment:
     return shop
 
 
+@pytest.mark.slow
 def test_people_of_every_stratum_are_picked_the_same_each_time_and_evenly_spread(lifecycle, worker):
     told = asked(worker, {"size": 60})
     plan = told["plan"]
@@ -135,6 +136,7 @@ def test_people_of_every_stratum_are_picked_the_same_each_time_and_evenly_spread
     assert sum(int(one) >= 500 for one in people) > 15
 
 
+@pytest.mark.slow
 def test_the_columns_of_the_strata_are_the_callers_or_the_settings(lifecycle, worker, monkeypatch):
     told = asked(worker, {"size": 50, "strata": ["LTV"]})
     assert {one["column"] for one in told["plan"]["strata"]} == {"LTV"}
@@ -205,6 +207,7 @@ def test_before_going_live_people_and_their_old_events_are_sent_and_nothing_else
     assert (told["result"]["differences"], told["progress"]["held"]) == (0, {"could_fire": 3})
 
 
+@pytest.mark.slow
 def test_after_a_qa_sync_the_timers_still_send_nothing_and_going_live_sends_the_rest_once(shop, worker):
     add_customers(shop.sql, range(10))
     add_orders(shop.sql, range(20), customers=10)
@@ -219,6 +222,7 @@ def test_after_a_qa_sync_the_timers_still_send_nothing_and_going_live_sends_the_
     assert shop.run("orders").outcome == "ok"
 
 
+@pytest.mark.slow
 def test_a_view_may_change_its_types_between_a_qa_sync_and_going_live(shop, worker):
     shop.sql.execute("DROP VIEW retention.customers")
     view = "VIEW retention.customers AS SELECT customer_id, email, {} AS since, row_version FROM shop.customers"
@@ -285,6 +289,7 @@ def test_addresses_of_other_ids_fail_it_with_their_list_and_nothing_is_sent(shop
     assert call("decide", run=told["run"], decision="approve")[0] == 409
 
 
+@pytest.mark.slow
 def test_one_such_address_in_a_hundred_is_left_out(shop, worker):
     add_customers(shop.sql, range(100))
     identify(shop, "stranger", email="c2@example.com")
@@ -319,6 +324,7 @@ def test_what_was_changed_behind_our_back_is_found_with_its_three_values(shop, w
     assert told["settled_since"] == [["1", "tier", "value"]]
 
 
+@pytest.mark.slow
 @pytest.mark.shows_people
 def test_a_change_of_an_address_that_was_not_taken_is_found(shop, worker):
     add_customers(shop.sql, range(10))
@@ -380,6 +386,7 @@ def test_rows_that_cannot_be_sent_and_people_without_a_row_are_found(shop, worke
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("type_", "row", "asked_for"),
     [
@@ -466,6 +473,7 @@ def test_an_event_beyond_the_activity_log_is_not_visible_which_is_no_difference(
     assert (result["differences"], result["events_not_visible"]) == (0, 2)
 
 
+@pytest.mark.slow
 def test_it_waits_until_customer_io_shows_what_it_was_sent(shop, worker, monkeypatch):
     monkeypatch.setenv("QA_WAIT_SECONDS", "60")
     shop.workspace.configure(lag_seconds=4)
@@ -475,6 +483,7 @@ def test_it_waits_until_customer_io_shows_what_it_was_sent(shop, worker, monkeyp
     assert (result["differences"], result["compared"]["events"]) == (0, 3)
 
 
+@pytest.mark.slow
 def test_a_comparison_whose_time_is_up_goes_on_with_its_next_message(shop, worker, monkeypatch):
     add_customers(shop.sql, range(10))
     go_live(worker)
