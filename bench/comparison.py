@@ -29,7 +29,7 @@ driver.register()
 import pyodbc  # noqa: E402
 from azure.storage.blob import ContainerClient  # noqa: E402
 
-from bench import Figure  # noqa: E402
+from bench import Figure, environment  # noqa: E402
 from local.faults.stage import House  # noqa: E402
 from local.services import REPOSITORY, Child  # noqa: E402
 from shared import comparison, work  # noqa: E402
@@ -57,18 +57,18 @@ def measure(house: House) -> Sequence[Figure]:
         sink = resources.enter_context(Child([sys.executable, "-m", "bench.sink"], name="the sink"))
         url = f"http://127.0.0.1:{sink.read_ready()['port']}"
         connection_string, sql = resources.enter_context(_customers(house))
-        environment = _environment(house, connection_string, url)
-        first = _run("compare", environment)
+        deployment = _deploy(house, connection_string, url)
+        first = _run("compare", deployment)
         assert (first["sent"], first["compared"]) == (0, PEOPLE), first
         fetched: list[dict[str, Any]] = []
         compared: list[dict[str, Any]] = []
         for turn in range(_ROUNDS):
             sql.execute(f"UPDATE shop.customers SET tier = 'tier {turn}' WHERE customer_id % 100 = {turn}")
             for what in ("fetch", "compare") if turn % 2 else ("compare", "fetch"):
-                done = _run(what, environment)
+                done = _run(what, deployment)
                 (fetched if what == "fetch" else compared).append(done)
                 assert done.get("sent", 0) == (PEOPLE * _CHANGED_PERCENT // 100 if what == "compare" else 0), done
-        ContainerClient.from_connection_string(house.azurite, environment["STATE_CONTAINER"]).delete_container()
+        ContainerClient.from_connection_string(house.azurite, deployment["STATE_CONTAINER"]).delete_container()
     figures = [Figure("people", PEOPLE), Figure("sent_a_night", compared[0]["sent"])]
     for name, choose in (("median", statistics.median), ("best", min)):
         one, other = (choose(done["seconds"] for done in taken) for taken in (fetched, compared))
@@ -125,19 +125,10 @@ def _customers(house: House) -> Iterator[tuple[str, pyodbc.Connection]]:
     house.sql_server.drop_database(name)
 
 
-def _environment(house: House, connection_string: str, url: str) -> dict[str, str]:
+def _deploy(house: House, connection_string: str, url: str) -> dict[str, str]:
     """The settings of a deployment whose customers are live, as if all had been sent."""
-    environment = {
-        "SQL_CONNECTION_STRING": connection_string,
-        "CUSTOMERIO_REGION": "us",
-        "CUSTOMERIO_SITE_ID": "bench",
-        "CUSTOMERIO_API_KEY": "bench",
-        "CUSTOMERIO_TRACK_URL": url,
-        "CUSTOMERIO_REQUESTS_PER_SECOND": "1000",
-        "AzureWebJobsStorage": house.azurite,
-        "STATE_CONTAINER": f"bench-{uuid.uuid4().hex[:12]}",
-    }
-    os.environ.update(environment)
+    settings_of_it = environment(house, connection_string, url)
+    os.environ.update(settings_of_it)
     settings = load()
     with closing(State(settings)) as state, Source(settings) as source:
         survey = source.survey(_CUSTOMERS)
@@ -148,13 +139,12 @@ def _environment(house: House, connection_string: str, url: str) -> dict[str, st
         Drift(state, View(_CUSTOMERS, survey, settings), settings, first=True).settle()
         position = Position(survey.bound, None)
         state.begin(_CUSTOMERS, Mark(identity, "row_version", position, account=account_digest(settings)))
-    return environment
+    return settings_of_it
 
 
-def _run(what: str, environment: dict[str, str]) -> dict[str, Any]:
+def _run(what: str, deployment: dict[str, str]) -> dict[str, Any]:
     command = [sys.executable, "-m", "bench.comparison", what]
-    environment = {**os.environ, **environment}
-    done = subprocess.run(command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, check=True)
+    done = subprocess.run(command, cwd=REPOSITORY, env={**os.environ, **deployment}, stdout=subprocess.PIPE, check=True)
     told: dict[str, Any] = json.loads(done.stdout)
     return told
 
@@ -175,7 +165,9 @@ def _compare() -> dict[str, Any]:
     comparison.nightly()
     settings = load()
     with closing(State(settings)) as state:
-        run = (Fingerprints(state).head() or Fingerprints(state).change(lambda head: head)).last
+        head = Fingerprints(state).head()
+        assert head
+        run = head.last
         work.make_plan(json.dumps({"run": run}))
         walked = time.monotonic()
         for number in range(len(Runs(state).slices(run))):

@@ -19,12 +19,14 @@ import httpx
 import pyodbc
 from azure.storage.blob import ContainerClient
 
-from bench import Figure
+from bench import Figure, environment
 from local.faults.shop import open_shop
 from local.faults.stage import House
 from local.services import Child
 from shared import passes, work
-from shared.resync import Stage
+from shared.resync import Runs, Stage
+from shared.settings import load
+from shared.state import State
 from shared.syncs import find
 
 EVENTS = 500_000
@@ -44,7 +46,8 @@ def measure(house: House) -> Sequence[Figure]:
         for turn in range(_ROUNDS):
             for workers in (1, 2) if turn % 2 else (2, 1):
                 seconds[workers].append(_resync(house, connection_string, url, workers))
-    figures = [Figure("events", EVENTS)]
+        taken = httpx.get(f"{url}/taken").json()
+    figures = [Figure("events", EVENTS), Figure("events_a_request", taken["operations"] / taken["requests"])]
     for name, choose in (("median", statistics.median), ("best", min)):
         one, two = choose(seconds[1]), choose(seconds[2])
         figures += [
@@ -81,19 +84,9 @@ def _orders(house: House) -> Iterator[str]:
 
 
 def _resync(house: House, connection_string: str, url: str, workers: int) -> float:
-    environment = {
-        "SQL_CONNECTION_STRING": connection_string,
-        "CUSTOMERIO_REGION": "us",
-        "CUSTOMERIO_SITE_ID": "bench",
-        "CUSTOMERIO_API_KEY": "bench",
-        "CUSTOMERIO_TRACK_URL": url,
-        "CUSTOMERIO_REQUESTS_PER_SECOND": "1000",
-        "AzureWebJobsStorage": house.azurite,
-        "STATE_CONTAINER": f"bench-{uuid.uuid4().hex[:12]}",
-        "RESYNC_SLICE_ROWS": "25000",
-    }
-    os.environ.update(environment)
-    before = httpx.get(f"{url}/taken").json()["operations"]
+    deployment = environment(house, connection_string, url, RESYNC_SLICE_ROWS="25000")
+    os.environ.update(deployment)
+    before = httpx.get(f"{url}/taken").json()
     asked = work.ask("go-live", {"syncs": ["orders"]})
     work.make_plan(f'{{"run": "{asked.run}"}}')
     assert work.status(asked.run)["state"] == Stage.AWAITING, work.status(asked.run)
@@ -106,12 +99,15 @@ def _resync(house: House, connection_string: str, url: str, workers: int) -> flo
             child.read_ready()
         began = time.monotonic()
         work.approve(asked.run)
-        while work.status(asked.run)["state"] == Stage.RUNNING:
-            time.sleep(0.2)
+        with closing(State(load())) as state:
+            runs = Runs(state)
+            while runs.read(asked.run).state is Stage.RUNNING:
+                time.sleep(0.1)
         seconds = time.monotonic() - began
     status = work.status(asked.run)
     assert status["state"] == Stage.DONE and status["progress"]["accepted"] == EVENTS, status
-    assert httpx.get(f"{url}/taken").json()["operations"] - before == EVENTS
+    after = httpx.get(f"{url}/taken").json()
+    assert after["operations"] - before["operations"] == EVENTS
     assert passes.run(find("orders")).operations == 0
-    ContainerClient.from_connection_string(house.azurite, environment["STATE_CONTAINER"]).delete_container()
+    ContainerClient.from_connection_string(house.azurite, deployment["STATE_CONTAINER"]).delete_container()
     return seconds

@@ -27,7 +27,7 @@ from typing import Any
 import pyodbc
 from azure.storage.blob import ContainerClient
 
-from bench import Figure
+from bench import Figure, environment
 from local.faults.shop import add_customers, open_shop
 from local.faults.stage import House
 from local.services import REPOSITORY
@@ -171,17 +171,15 @@ class Shop:
         self._orders = 0
         self._workspace = house.customerio.create_workspace(region="us", lag_seconds=0)
         self._container = ContainerClient.from_connection_string(house.azurite, self._database.replace("_", "-"))
-        self._environment = {
-            "SQL_CONNECTION_STRING": connection_string,
-            "CUSTOMERIO_REGION": self._workspace.region,
-            "CUSTOMERIO_SITE_ID": self._workspace.site_id,
-            "CUSTOMERIO_API_KEY": self._workspace.api_key,
-            "CUSTOMERIO_TRACK_URL": self._workspace.url,
-            "CUSTOMERIO_REQUESTS_PER_SECOND": "1000",
-            "AzureWebJobsStorage": house.azurite,
-            "STATE_CONTAINER": self._container.container_name,
-            "FIRST_PASS": "all",
-        }
+        self._environment = environment(
+            house,
+            connection_string,
+            self._workspace.url,
+            CUSTOMERIO_SITE_ID=self._workspace.site_id,
+            CUSTOMERIO_API_KEY=self._workspace.api_key,
+            STATE_CONTAINER=self._container.container_name,
+            FIRST_PASS="all",
+        )
         by_field = {name.lower() if name.isupper() else name: text for name, text in self._environment.items()}
         self._settings = Settings(**by_field)  # type: ignore[arg-type]
 

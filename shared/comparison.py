@@ -23,7 +23,7 @@ from shared import identity, surge
 from shared import plan as planning
 from shared.customerio import Barred, CustomerIo, Group, Rejection, Unknown
 from shared.drift import Drift
-from shared.errors import Busy, CarryOn, DeliveryUnavailable, Refused, Waiting
+from shared.errors import Busy, CarryOn, DeliveryUnavailable, NotThere, Refused, Waiting
 from shared.fingerprints import FORGET, OTHER, Fingerprints, Head, Key, Part, Rows, Sent, fingerprints_by
 from shared.mapping import Operation
 from shared.pause import Pause
@@ -34,7 +34,7 @@ from shared.resync import Asked, Planned, Runs, Stage, now
 from shared.run import Run
 from shared.settings import Settings, load
 from shared.source import Page, Source
-from shared.state import Mark, State, not_live, storage_errors
+from shared.state import Mark, State, storage_errors
 from shared.syncs import find
 from shared.view import Position, View
 
@@ -69,7 +69,7 @@ def ask(state: State, settings: Settings, request: Mapping[str, Any], *, superse
     """Record a comparison and have it planned. Raises Busy where one is at work, or waits and is not superseded."""
     runs, fingerprints = Runs(state), Fingerprints(state)
     head = fingerprints.head() or Head()
-    if (last := _last(runs, head)) is not None and _is_open(last):
+    if (last := _run_of(runs, head.last)) is not None and _is_open(last):
         if last.state is not Stage.AWAITING or not supersede:
             raise Busy(f"Comparison {last.run} is {last.state}; nothing to do.")
         with suppress(CarryOn):
@@ -98,7 +98,7 @@ def hand_over(state: State, settings: Settings, view: View, withheld: Set[str], 
     head = Fingerprints(state).head()
     if head is None or set(head.columns) != set(_columns(view, withheld)):
         return None
-    last = _last(Runs(state), head)
+    last = _run_of(Runs(state), head.last)
     horizon = last.private.get("horizon") if last is not None and last.state is Stage.DONE else None
     if horizon and (mark.position is None or (mark.position.cursor or "") < horizon):
         return Position(horizon, None)
@@ -114,9 +114,9 @@ def hand_over(state: State, settings: Settings, view: View, withheld: Set[str], 
     )
 
 
-def _last(runs: Runs, head: Head) -> Asked | None:
-    with suppress(CarryOn):
-        return runs.read(head.last) if head.last else None
+def _run_of(runs: Runs, run: str) -> Asked | None:
+    with suppress(NotThere):
+        return runs.read(run) if run else None
     return None
 
 
@@ -127,9 +127,7 @@ def _is_open(asked: Asked) -> bool:
 
 
 def _ready(state: State) -> Mark:
-    mark = state.peek(_CUSTOMERS)
-    if mark is None or not mark.live:
-        raise not_live(_CUSTOMERS)
+    mark = state.live(_CUSTOMERS)
     if mark.walking or mark.going_live:
         raise Refused("customers is still being sent for the first time; a comparison makes sense after that.")
     return mark
@@ -153,7 +151,7 @@ def plan(state: State, settings: Settings, asked: Asked) -> Planned:
     with Source(settings) as source, Source(settings) as aside:
         survey = source.survey(_CUSTOMERS)
         aside.survey(_CUSTOMERS)
-        state.check(mark.identity, replace(mark.identity, server=survey.server, database=survey.database))
+        state.check_source(mark, survey)
         view = View(_CUSTOMERS, survey, settings)
         fingerprints = Fingerprints(state)
         head = fingerprints.head() or Head()
@@ -192,7 +190,7 @@ def _plan_columns(state: State, settings: Settings, columns: Sequence[str]) -> P
 
 def _is_offered(runs: Runs, head: Head) -> bool:
     """Whether the run that offers new columns may still be approved, or is being carried out."""
-    return bool(head.offer) and (last := _last(runs, replace(head, last=head.offer))) is not None and _is_open(last)
+    return (offer := _run_of(runs, head.offer)) is not None and _is_open(offer)
 
 
 @dataclass(frozen=True, slots=True)

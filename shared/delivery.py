@@ -15,12 +15,12 @@ from shared.appapi import AppApi
 from shared.customerio import Barred, CustomerIo, Group, Rejection, Sending
 from shared.deadletters import DeadLetters, Failure
 from shared.drift import Drift
-from shared.errors import FloodStop, TryLater
+from shared.errors import TryLater, ViewFault
 from shared.fingerprints import Notes
 from shared.flood import Flood, Reason, name_of
 from shared.gate import Gate
 from shared.ledger import Entry, Ledger
-from shared.mapping import FUTURE, Bad, Mapper, Operation, repeat_digest
+from shared.mapping import FUTURE, Bad, Operation, repeat_digest
 from shared.pause import Pause
 from shared.people import People
 from shared.run import Run
@@ -53,7 +53,7 @@ class Delivery:
     `backfill_before`: see Mapper.map. Without `flood` nothing is one. `may_send` is asked before the first page that
     has rows, and right before every try of every batch, and raises where nothing more is to be sent; by default it is
     the stop switch. `alone`: this run holds the sync's lease, and is not one slice of many. Raises what its parts
-    raise, and FloodStop where a page is a flood of dead letters.
+    raise, and ViewFault where a page is a flood of dead letters.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Delivery:
         self._dead_letters = DeadLetters(state.container, self._sync, run.run, settings.dead_letter_days)
         trial = not mark.live
         self.drift = Drift(state, view, settings, first=mark.began is not None or trial, trial=trial)
-        self._mapper = self._new_mapper()
+        self._mapper = self.drift.mapper()
         self._notes = Notes(state, view)
 
     def __enter__(self) -> "Delivery":
@@ -103,9 +103,6 @@ class Delivery:
             self._run.requests, self._run.throttled = self._client.requests, self._client.throttled
         if self._app is not None:
             self._app.close()
-
-    def _new_mapper(self) -> Mapper:
-        return Mapper(self._view, self._settings, {name.lower() for name in self.drift.withheld})
 
     def client(self) -> CustomerIo:
         """The client, once the workspace is known to be the one that the state belongs to."""
@@ -130,7 +127,7 @@ class Delivery:
             self._may_send()
             self._people.refresh()
         if self.drift.look(page):
-            self._mapper = self._new_mapper()
+            self._mapper = self.drift.mapper()
         mapped = self._mapper.map(page, self._backfill_before, self._people.primaries)
         run.vanished += mapped.vanished
         run.merged += len(mapped.merged)
@@ -291,7 +288,7 @@ class Delivery:
             self._run.stop = "flood"
             late = reason.endswith(FUTURE)
             zone = f" SQL_TIME_ZONE ({self._settings.sql_time_zone}) may not be theirs." if late else ""
-            raise FloodStop(
+            raise ViewFault(
                 f"{self._view.name}: a fifth of the latest rows or more cannot be sent for one reason, which is"
                 f" {reason}.{zone} Correct the view, or release the reason by"
                 f" POST /api/syncs/{self._sync.name}/release."

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 
 import orjson
 
-from shared.errors import DriftStop, NotThere, StateFault, ViewFault
-from shared.mapping import PERSON
+from shared.errors import NotThere, StateFault, ViewFault
+from shared.mapping import PERSON, Mapper
 from shared.settings import Settings
 from shared.source import Page
 from shared.state import Document, State
@@ -122,7 +122,7 @@ def types_of(view: View, settings: Settings) -> dict[str, str]:
 class Drift:
     """Watches one view. `withheld` are the columns that are not sent, and why.
 
-    Raises DriftStop where a column of the contract has another type, and StateFault where the record is damaged, or
+    Raises ViewFault where a column of the contract has another type, and StateFault where the record is damaged, or
     gone though the view was read before (`first` False). `trial`: nothing is recorded, because the sync is not live,
     and its view may still change.
     """
@@ -131,6 +131,7 @@ class Drift:
         self._document = Document(state.container, _NAME)
         self._trial = trial
         self._view = view
+        self._settings = settings
         self._sync = view.sync
         self._types = types_of(view, settings)
         registry = _parse(self._document.read())
@@ -164,7 +165,7 @@ class Drift:
             if now == was:
                 continue
             if name.lower() in contract and now is not None:
-                raise DriftStop(self._say_contract(name, was, now))
+                raise ViewFault(self._say_contract(name, was, now))
             accept = self._how_to_accept(name)
             conditions = f"{_subject(self._sync, name)} ({_CONDITIONS.get(was, 'any')})"
             self.without.add(name)
@@ -199,6 +200,10 @@ class Drift:
         """Record the types though there was no page: an empty view has types too."""
         if not self._recorded:
             self._record({})
+
+    def mapper(self) -> Mapper:
+        """The mapper of what is sent: without the columns that are withheld now."""
+        return Mapper(self._view, self._settings, {name.lower() for name in self.withheld})
 
     def notes(self) -> Iterator[str]:
         """What a person should know, and do."""

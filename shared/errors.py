@@ -5,9 +5,7 @@
     │   ├── ConfigurationFault   a setting is missing or wrong
     │   ├── CredentialFault      SQL Server or Customer.io refuses the credentials
     │   ├── ViewFault            a view breaks the contract
-    │   │   ├── FloodStop           so many rows fail for one reason that it is the view
-    │   │   ├── SurgeStop           a pass would touch too many people, or empties an attribute for many
-    │   │   └── DriftStop           a column that the contract names has another type now
+    │   │   └── SurgeStop           a pass would touch too many people, or empties an attribute for many
     │   └── StateFault           the state in the blobs is missing, foreign or damaged
     ├── TryLater              passing trouble that outlived its retries; the next pass goes on from the mark
     │   ├── SourceUnavailable
@@ -48,16 +46,8 @@ class ViewFault(StopRun):
     """A view breaks the contract."""
 
 
-class FloodStop(ViewFault):
-    """So many rows fail for one reason that it is the view and not the rows."""
-
-
 class SurgeStop(ViewFault):
     """A pass would touch too many people, or empties an attribute for many."""
-
-
-class DriftStop(ViewFault):
-    """A column that the contract names has another type than it had."""
 
 
 class StateFault(StopRun):

@@ -5,7 +5,6 @@ run at any moment, and there is no gap between the two. Merges and removals are 
 their marks stand at the beginning, and passes read them, removals first of all.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -19,10 +18,10 @@ from shared.gate import Gate
 from shared.ledger import Ledger
 from shared.mapping import Mapper
 from shared.people import People
-from shared.plan import Count, Selection
+from shared.plan import Count
 from shared.resync import Asked, Planned, Report
 from shared.run import account_digest
-from shared.settings import Settings
+from shared.settings import Settings, is_disabled
 from shared.source import Source
 from shared.state import Identity, Mark, Seen, State
 from shared.syncs import CATALOGUE, Kind, Sync, find
@@ -79,19 +78,18 @@ def plan(state: State, settings: Settings, request: Mapping[str, Any]) -> Planne
                 slices.append({"phase": _phase(sync), "sync": sync.name, "pass": True})
                 continue
             mark = Mark(identity, view.strategy, start=floor if sync.kind is Kind.EVENT else None)
-            count = Count(state, settings, source, view, mark, Gate(mark.start, sync.max_age))
             within = Within()
-            if floor is not None and sync.kind is Kind.EVENT:
-                within = Within(since=view.moment_at(datetime.fromtimestamp(floor, UTC).replace(tzinfo=None)))
-            selection = Selection([within], floor is None)
-            one = count.told(selection)
+            if mark.start is not None:
+                within = Within(since=view.moment_at(datetime.fromtimestamp(mark.start, UTC).replace(tzinfo=None)))
+            count = Count(state, settings, source, view, mark, Gate(mark.start, sync.max_age))
+            one = count.told([within])
             if missing := source.count(view.without_cursor()):
                 one["without_cursor"] = missing  # no pass will ever read these
-            if within.since is not None:
+            if mark.start is not None:
                 one["held"]["before_start"] = source.count(view.count_all()) - one["rows"]
             names.update(one.pop("event_names"))
             told.append(one)
-            slices += planning.cut(source, view, selection, settings.resync_slice_rows, _phase(sync))
+            slices += planning.cut(source, view, [within], settings.resync_slice_rows, _phase(sync))
     if not told:
         raise Refused("No sync is left that could go live: each is live already, disabled, or without a view.")
     rows, requests = sum(one["rows"] for one in told), sum(one.get("requests", 0) for one in told)
@@ -206,9 +204,4 @@ def _wanted(state: State, request: Mapping[str, Any]) -> Sequence[Sync]:
         if already := [sync.name for sync in syncs if sync.name in live]:
             raise Refused(f"{', '.join(already)}: live already. A resync sends rows again.")
         return syncs
-    return [sync for sync in CATALOGUE if sync.name not in live and not disabled(sync)]
-
-
-def disabled(sync: Sync) -> bool:
-    """Whether Azure's own setting switches the sync's function off."""
-    return os.environ.get(f"AzureWebJobs.{sync.name}.Disabled", "").lower() in ("1", "true")
+    return [sync for sync in CATALOGUE if sync.name not in live and not is_disabled(sync.name)]

@@ -15,7 +15,7 @@ from shared import passes, pileup, plan, qa, replay, work
 from shared.deadletters import DeadLetters
 from shared.errors import CarryOn, NotThere, TidemarkError, TryLater, WrongRequest
 from shared.pause import Pause
-from shared.resync import Asked
+from shared.resync import Asked, no_such_run
 from shared.settings import load
 from shared.state import State
 from shared.syncs import CATALOGUE, Sync, find
@@ -122,8 +122,8 @@ def resync(request: func.HttpRequest) -> func.HttpResponse:
         settings = load()
         with closing(State(settings)) as state:
             shown = plan.check(state, settings, sync, asked_for, show=body.dry_run)
-        answer = _accepted(work.ask("resync", asked_for, sync.name))
-        return _json(202, answer | ({"operations": shown} if body.dry_run else {}), _location(answer))
+        more = {"operations": shown} if body.dry_run else {}
+        return _accepted(work.ask("resync", asked_for, sync.name), **more)
 
     return _answer(act)
 
@@ -135,8 +135,7 @@ def go_live(request: func.HttpRequest) -> func.HttpResponse:
         body = GoLive.model_validate_json(request.get_body() or b"{}")
         for name in body.syncs or ():
             find(name)
-        answer = _accepted(work.ask("go-live", body.model_dump(mode="json", exclude_defaults=True)))
-        return _json(202, answer, _location(answer))
+        return _accepted(work.ask("go-live", body.model_dump(mode="json", exclude_defaults=True)))
 
     return _answer(act)
 
@@ -148,8 +147,7 @@ def qa_sync(request: func.HttpRequest) -> func.HttpResponse:
         body = Qa.model_validate_json(request.get_body() or b"{}")
         asked_for = body.model_dump(mode="json", exclude_defaults=True)
         qa.check(load(), asked_for)
-        answer = _accepted(work.ask("qa", asked_for))
-        return _json(202, answer, _location(answer))
+        return _accepted(work.ask("qa", asked_for))
 
     return _answer(act)
 
@@ -199,7 +197,7 @@ def pause(request: func.HttpRequest) -> func.HttpResponse:
             state.create()
             switch = Pause(state)
             switch.begin(sync, body.reason)
-            return _json(200, {"paused": {name: stop._asdict() for name, stop in switch.stops().items()}})
+            return _json(200, {"paused": _paused(switch)})
 
     return _answer(act)
 
@@ -217,7 +215,7 @@ def resume(request: func.HttpRequest) -> func.HttpResponse:
             waiting = pileup.count(state, settings, [sync] if sync else CATALOGUE)
             if body.confirm:
                 switch.end(sync)
-            stops = {name: stop._asdict() for name, stop in switch.stops().items()}
+            stops = _paused(switch)
         if body.confirm:
             work.go_on_after_pause()
         answer: dict[str, Any] = {"paused": stops, "waiting": waiting}
@@ -297,16 +295,17 @@ def _sync(request: func.HttpRequest) -> Sync:
 def _run(request: func.HttpRequest) -> str:
     run = request.route_params.get("run") or ""
     if not re.fullmatch(r"[0-9A-HJKMNP-TV-Z]{26}", run):
-        raise NotThere("There is no such run.")
+        raise no_such_run()
     return run
 
 
-def _accepted(asked: Asked) -> dict[str, Any]:
-    return {"run": asked.run, "state": asked.state, "url": f"/api/runs/{asked.run}"}
+def _accepted(asked: Asked, **more: Any) -> func.HttpResponse:
+    url = f"/api/runs/{asked.run}"
+    return _json(202, {"run": asked.run, "state": asked.state, "url": url, **more}, {"Location": url})
 
 
-def _location(answer: dict[str, Any]) -> dict[str, str]:
-    return {"Location": answer["url"]}
+def _paused(switch: Pause) -> dict[str, Any]:
+    return {name: stop._asdict() for name, stop in switch.stops().items()}
 
 
 def _json(status: int, content: dict[str, Any], headers: dict[str, str] | None = None) -> func.HttpResponse:

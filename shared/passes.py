@@ -156,9 +156,7 @@ class _Pass:
         self._deadline = deadline
         mark = claim.mark
         self._survey = source.survey(sync)
-        self._state.check(
-            mark.identity, replace(mark.identity, server=self._survey.server, database=self._survey.database)
-        )
+        self._state.check_source(mark, self._survey)
         self._view = View(sync, self._survey, settings)
         if self._view.strategy != mark.strategy:
             raise StateFault(

@@ -26,9 +26,9 @@ from shared.people import People
 from shared.resync import Planned
 from shared.settings import Settings
 from shared.source import Source
-from shared.state import Mark, State, not_live
+from shared.state import Mark, State
 from shared.syncs import Kind, Sync
-from shared.view import EVERYTHING, View, Within
+from shared.view import View, Within, count_customers
 
 COUNTED_ROWS = 50_000
 """Up to so many rows a plan counts every one of them; of more, the young ones."""
@@ -41,16 +41,8 @@ _ROWS_A_SECOND = 3000
 """Of one worker, roughly: what a plan's duration is worked out with."""
 
 
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """What was asked for, as conditions on a view; the rows of the parts do not overlap."""
-
-    parts: Sequence[Within]
-    everything: bool
-
-
-def select(view: View, request: Mapping[str, Any], source: Source) -> Selection:
-    """Turn a request into conditions.
+def select(view: View, request: Mapping[str, Any], source: Source) -> list[Within]:
+    """Turn a request into conditions on a view: parts whose rows do not overlap.
 
     Raises WrongRequest for an id of another type than the column's, and for a period of a view that has no such column.
     """
@@ -59,7 +51,7 @@ def select(view: View, request: Mapping[str, Any], source: Source) -> Selection:
         name, type_ = view.people_are()
         if wrong := [number for number, one in enumerate(people) if not view.is_person(one)]:
             raise WrongRequest(f"customer_ids.{wrong[0]}: {name} of {view.name} is {type_}, and this is not.")
-        return Selection(list(_chunks(people)), False)
+        return list(_chunks(people))
     since, until = (_moment(request.get(name)) for name in ("since", "until"))
     if (since or until) and view.moment is None:
         raise WrongRequest(
@@ -71,8 +63,8 @@ def select(view: View, request: Mapping[str, Any], source: Source) -> Selection:
         _, people_count = source.rows(view.count_within(within))[0]
         step = max(1, people_count // size)
         people = [str(row[0]) for row in source.rows(view.sample(within, step))][:size]
-        return Selection([replace(within, people=one.people) for one in _chunks(people)], False)
-    return Selection([within], within == EVERYTHING)
+        return [replace(within, people=one.people) for one in _chunks(people)]
+    return [within]
 
 
 def plan(state: State, settings: Settings, sync: Sync, request: Mapping[str, Any]) -> Planned:
@@ -80,26 +72,34 @@ def plan(state: State, settings: Settings, sync: Sync, request: Mapping[str, Any
     mark = _live_mark(state, sync)
     with Source(settings) as source:
         survey = source.survey(sync)
-        state.check(mark.identity, replace(mark.identity, server=survey.server, database=survey.database))
+        state.check_source(mark, survey)
         view = View(sync, survey, settings)
-        selection = select(view, request, source)
-        gate = Gate(None, None) if request.get("held") else Gate(mark.start, sync.max_age)
-        counted = Count(state, settings, source, view, mark, gate)
-        told = counted.told(selection)
-        slices = list(cut(source, view, selection, settings.resync_slice_rows, phase=0))
+        parts = select(view, request, source)
+        told = Count(state, settings, source, view, mark, gate_of(sync, mark.start, request)).told(parts)
+        slices = list(cut(source, view, parts, settings.resync_slice_rows, phase=0))
     told["slices"] = len(slices)
     told |= duration(told["requests"], told["rows"], len(slices), settings)
     told |= campaigns(settings, sync.kind, told.pop("event_names"))
-    people_limit = settings.approval_people
-    why = []
-    if told.get("young_to_send"):
-        why.append("events younger than 72 hours can start campaigns")
-    if told["people"] > people_limit:
-        why.append(f"it is about more than {people_limit:,} people (APPROVAL_PEOPLE)")
+    why = why_approve(settings, told.get("young_to_send", 0), told["people"])
     if request.get("held"):
         why.append("it sends what the gate holds back")
     told["needs_approval"] = why
     return Planned(told, slices, bool(why))
+
+
+def gate_of(sync: Sync, start: int | None, request: Mapping[str, Any], *, silent: bool = False) -> Gate:
+    """The gate of a request: where it asks for what is held, only `silent` holds anything."""
+    return Gate(None, None, silent) if request.get("held") else Gate(start, sync.max_age, silent)
+
+
+def why_approve(settings: Settings, young: int, people: int) -> list[str]:
+    """Why a person must approve so many young events, and so many people; [] where nobody must."""
+    why = []
+    if young:
+        why.append("events younger than 72 hours can start campaigns")
+    if people > settings.approval_people:
+        why.append(f"it is about more than {settings.approval_people:,} people (APPROVAL_PEOPLE)")
+    return why
 
 
 def check(state: State, settings: Settings, sync: Sync, request: Mapping[str, Any], *, show: bool = False) -> list[Any]:
@@ -113,10 +113,9 @@ def check(state: State, settings: Settings, sync: Sync, request: Mapping[str, An
         if not show:
             select(view, {name: value for name, value in request.items() if name != "sample"}, source)
             return []
-        gate = Gate(None, None) if request.get("held") else Gate(mark.start, sync.max_age)
-        count = Count(state, settings, source, view, mark, gate)
+        count = Count(state, settings, source, view, mark, gate_of(sync, mark.start, request))
         shown: list[Any] = []
-        for within in select(view, request, source).parts:
+        for within in select(view, request, source):
             for operation in count.sendable(within):
                 shown += map(orjson.loads, operation.payloads)
                 if len(shown) >= SHOWN:
@@ -127,10 +126,7 @@ def check(state: State, settings: Settings, sync: Sync, request: Mapping[str, An
 def _live_mark(state: State, sync: Sync) -> Mark:
     if sync.kind not in (Kind.PROFILE, Kind.EVENT):
         raise Refused(f"The rows of {sync.name} are not sent again: their order counts. Its passes see to them.")
-    mark = state.peek(sync)
-    if mark is None or not mark.live:
-        raise not_live(sync)
-    return mark
+    return state.live(sync)
 
 
 @dataclass(slots=True)
@@ -150,22 +146,25 @@ class Count:
     bad: int = 0
     size: int = 0
     held: Counter[str] = field(default_factory=Counter)
+    _people: People = field(init=False)
+    _mapper: Mapper = field(init=False)
     _ledger: Ledger | None = None
+
+    def __post_init__(self) -> None:
+        self._people = People(self.state)
+        self._people.refresh()
+        self._mapper = Drift(self.state, self.view, self.settings, first=True).mapper()
 
     def sendable(self, within: Within) -> Iterator[Operation]:
         """What would be sent of these rows; counts on the way."""
-        people = People(self.state)
-        people.refresh()
-        withheld = Drift(self.state, self.view, self.settings, first=True).withheld
-        mapper = Mapper(self.view, self.settings, {name.lower() for name in withheld})
         profile = self.view.sync.kind is Kind.PROFILE
         if self._ledger is None and not profile:
             self._ledger = Ledger(self.state.container, self.view.sync, str(ULID()), self.mark.ledgered)
         for page in self.source.pages(self.view, "walk", None, within=within):
-            mapped = mapper.map(page, None, people.primaries)
+            mapped = self._mapper.map(page, None, self._people.primaries)
             self.rows += len(page.rows)
             self.bad += len(mapped.bad)
-            removed = people.removed({one.person for one in mapped.operations})
+            removed = self._people.removed({one.person for one in mapped.operations})
             entries = [(one.day, one.digest) for one in mapped.operations]
             unsent = self._ledger.unsent(entries) if self._ledger else [True] * len(entries)
             for operation, new in zip(mapped.operations, unsent, strict=True):
@@ -186,23 +185,23 @@ class Count:
         for _ in self.sendable(within):
             pass
 
-    def told(self, selection: Selection) -> dict[str, Any]:
+    def told(self, parts: Sequence[Within]) -> dict[str, Any]:
         """The counts of a plan. Where older events are estimated, `estimated` says which counts."""
         view, source = self.view, self.source
-        counts = [source.rows(view.count_within(within))[0] for within in selection.parts]
+        counts = [source.rows(view.count_within(within))[0] for within in parts]
         rows, people = sum(one[0] for one in counts), sum(one[1] for one in counts)
         told: dict[str, Any] = {"sync": view.sync.name, "rows": rows, "people": people}
         names: set[str] = set()
         estimated = False
         if view.sync.kind is Kind.PROFILE:
             if rows <= COUNTED_ROWS:
-                for within in selection.parts:
+                for within in parts:
                     self.all(within)
             else:
-                self.to_send, self.size, estimated = rows, self._size_of_some(selection) * rows, True
+                self.to_send, self.size, estimated = rows, self._size_of_some(parts) * rows, True
         else:
             young_since = view.moment_at(datetime.fromtimestamp(source.now() - CAN_TRIGGER_SECONDS, UTC))
-            for within in selection.parts:
+            for within in parts:
                 young = within
                 if rows > COUNTED_ROWS:
                     young = replace(within, since=max(within.since or young_since, young_since))
@@ -211,9 +210,9 @@ class Count:
             if rows > COUNTED_ROWS:
                 estimated = True
                 young_to_send = self.to_send
-                before = [replace(one, until=min(one.until or young_since, young_since)) for one in selection.parts]
+                before = [replace(one, until=min(one.until or young_since, young_since)) for one in parts]
                 self._estimate(before)
-                self.size += self._size_of_some(selection) * (self.to_send - young_to_send)
+                self.size += self._size_of_some(parts) * (self.to_send - young_to_send)
         told |= {
             "already_sent": self.already,
             "to_send": self.to_send,
@@ -226,25 +225,21 @@ class Count:
             told["estimated"] = ["already_sent", "to_send", "cannot_be_sent", "held"]
         told["batches"] = told["requests"] = ceil(self.size / BATCH_BYTES)
         told["event_names"] = sorted(names)
-        told |= self._people(selection)
+        told |= self._told_people(parts)
         return told
 
-    def _people(self, selection: Selection) -> dict[str, Any]:
+    def _told_people(self, parts: Sequence[Within]) -> dict[str, Any]:
         """Who cannot be reached, and how many people there will be: what no view answers is left out."""
         view, source = self.view, self.source
         told: dict[str, Any] = {}
         with suppress(ViewFault):
             if view.sync.kind is Kind.PROFILE:
-                told["without_email_and_phone"] = sum(
-                    source.count(view.count_unreachable(within)) for within in selection.parts
-                )
+                told["without_email_and_phone"] = sum(source.count(view.count_unreachable(within)) for within in parts)
                 told["people_afterwards"] = source.count(view.count_all())
             else:
-                strangers = sum(source.count(view.count_strangers(within)) for within in selection.parts)
+                strangers = sum(source.count(view.count_strangers(within)) for within in parts)
                 told["people_not_in_customers"] = strangers
-                told["people_afterwards"] = strangers + source.count(
-                    ("SELECT COUNT(*) FROM [retention].[customers] AS c", [])
-                )
+                told["people_afterwards"] = strangers + source.count(count_customers())
         return told
 
     def _estimate(self, parts: Sequence[Within]) -> None:
@@ -264,24 +259,24 @@ class Count:
                 else:
                     self.to_send += count - sent
 
-    def _size_of_some(self, selection: Selection) -> int:
+    def _size_of_some(self, parts: Sequence[Within]) -> int:
         """Bytes of a row's operations, by the rows of one page."""
         count = Count(self.state, self.settings, self.source, self.view, self.mark, Gate(None, None))
         with Source(self.settings) as source:
             source.survey(self.view.sync)
             count.source = source
-            for within in selection.parts[:1]:
+            for within in parts[:1]:
                 for number, _ in enumerate(count.sendable(within)):
                     if number >= 500:
                         break
         return ceil(count.size / count.to_send) if count.to_send else 300
 
 
-def cut(source: Source, view: View, selection: Selection, size: int, phase: int) -> Iterator[dict[str, Any]]:
+def cut(source: Source, view: View, parts: Sequence[Within], size: int, phase: int) -> Iterator[dict[str, Any]]:
     """The slices of a selection, of `size` rows each, roughly: events by event time, so that a slice touches few ledger
     days; people by key.
     """
-    for within in selection.parts:
+    for within in parts:
         if within.people:
             bounds = [within]
         elif view.sync.kind is Kind.EVENT:

@@ -12,7 +12,6 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from html import escape
@@ -25,12 +24,11 @@ from shared.appapi import AppApi
 from shared.customerio import CustomerIo
 from shared.errors import Busy, Refused, ViewFault, WrongRequest
 from shared.gate import CAN_TRIGGER_SECONDS, Gate
-from shared.golive import disabled
 from shared.people import People
 from shared.plan import Count
 from shared.resync import Asked, Planned, Runs, SliceLease, Stage
 from shared.run import account_digest
-from shared.settings import Settings
+from shared.settings import Settings, is_disabled
 from shared.source import Source
 from shared.state import Identity, Mark, State
 from shared.stored import KINDS, Findings, compare
@@ -106,7 +104,7 @@ def plan(state: State, settings: Settings, request: Mapping[str, Any]) -> Planne
         names: set[str] = set()
         left: list[str] = []
         for sync in CATALOGUE:
-            if sync.kind is not Kind.EVENT or disabled(sync):
+            if sync.kind is not Kind.EVENT or is_disabled(sync.name):
                 continue
             try:
                 events = View(sync, source.survey(sync), settings)
@@ -123,13 +121,9 @@ def plan(state: State, settings: Settings, request: Mapping[str, Any]) -> Planne
         slices.append({**_slice(2, _CUSTOMERS, people), "verify": True})
         backfill_before = source.now() - CAN_TRIGGER_SECONDS
     young = sum(one.get("young_to_send", 0) for one in syncs)
-    why = []
+    why = planning.why_approve(settings, young, len(people))
     if told["not_at_customerio"]:
-        why.append("some of the people are not at Customer.io yet")
-    if young:
-        why.append("events younger than 72 hours can start campaigns")
-    if len(people) > settings.approval_people:
-        why.append(f"it is about more than {settings.approval_people:,} people (APPROVAL_PEOPLE)")
+        why.insert(0, "some of the people are not at Customer.io yet")
     told |= {
         "syncs": syncs,
         "rows": sum(one["rows"] for one in syncs),
@@ -245,14 +239,18 @@ def _clashes(app: AppApi, emails: Mapping[str, str | None]) -> tuple[dict[str, s
 # --- before the first slice of a sync ---------------------------------------------------------------------------------
 
 
-def begin(state: State, settings: Settings, asked: Asked, view: View) -> Mark | None:
+def begin(state: State, settings: Settings, asked: Asked, view: View) -> Mark:
     """The mark of a sync; one that is not live where there is none, so that its ledger has a mark beside it."""
-    if state.peek(view.sync) is None:
-        identity = Identity(**asked.private["identity"])
-        state.remember(identity)
-        with suppress(Busy):  # it has gone live meanwhile
-            state.begin(view.sync, _not_live(identity, view, settings))
-    return state.peek(view.sync)
+    if (mark := state.peek(view.sync)) is not None:
+        return mark
+    identity = Identity(**asked.private["identity"])
+    state.remember(identity)
+    mark = _not_live(identity, view, settings)
+    try:
+        state.begin(view.sync, mark)
+    except Busy:  # it has gone live meanwhile
+        return state.live(view.sync)
+    return mark
 
 
 def _not_live(identity: Identity, view: View, settings: Settings) -> Mark:
@@ -362,9 +360,9 @@ def report(state: State, settings: Settings, asked: Asked) -> dict[str, Any]:
 
 
 def _found(runs: Runs, asked: Asked) -> dict[str, Any] | None:
-    last = len(runs.slices(asked.run)) - 1
-    found = runs.reports(asked.run) if asked.state in (Stage.DONE, Stage.RUNNING, Stage.CANCELED) else {}
-    noted: dict[str, Any] | None = found[last].counts.get("found") if last in found else None
+    if asked.state not in (Stage.DONE, Stage.RUNNING, Stage.CANCELED):
+        return None
+    noted: dict[str, Any] | None = runs.report(asked.run, len(runs.slices(asked.run)) - 1).counts.get("found")
     return noted
 
 

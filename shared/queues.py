@@ -5,13 +5,14 @@ Their names begin with the state container's, so that two deployments on one acc
 
 import json
 from contextlib import suppress
+from functools import partial
 from typing import Any, Literal
 
 from azure.core.exceptions import ResourceExistsError, ResourceNotFoundError
 from azure.storage.queue import QueueClient
 
 from shared.settings import Settings
-from shared.state import storage_errors
+from shared.state import managed_identity, storage_errors
 
 Queue = Literal["plans", "slices"]
 
@@ -25,23 +26,18 @@ class Queues:
     def send(self, queue: Queue, message: dict[str, Any], delay: int = 0) -> None:
         """Send one message, to be seen after `delay` seconds. It never expires."""
         with storage_errors(), self._client(queue) as client:
-            text = json.dumps(message)
+            send = partial(client.send_message, json.dumps(message), visibility_timeout=delay or None, time_to_live=-1)
             try:
-                client.send_message(text, visibility_timeout=delay or None, time_to_live=-1)
+                send()
             except ResourceNotFoundError:
                 with suppress(ResourceExistsError):
                     client.create_queue()
-                client.send_message(text, visibility_timeout=delay or None, time_to_live=-1)
+                send()
 
     def _client(self, queue: Queue) -> QueueClient:
         name = f"{self._settings.state_container}-{queue}"
         if self._settings.azure_web_jobs_storage:
             text = self._settings.azure_web_jobs_storage.get_secret_value()
             return QueueClient.from_connection_string(text, name)
-        from azure.identity import DefaultAzureCredential
-
-        return QueueClient(
-            f"https://{self._settings.storage_account_name}.queue.core.windows.net",
-            name,
-            credential=DefaultAzureCredential(managed_identity_client_id=self._settings.storage_client_id),
-        )
+        account = f"https://{self._settings.storage_account_name}.queue.core.windows.net"
+        return QueueClient(account, name, credential=managed_identity(self._settings))

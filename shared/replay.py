@@ -80,7 +80,7 @@ def replay(
         result.letters = len(wanted)
         survey = source.survey(sync)
         mark = claim.mark
-        state.check(mark.identity, replace(mark.identity, server=survey.server, database=survey.database))
+        state.check_source(mark, survey)
         view = View(sync, survey, settings)
         gate = Gate(mark.start, None if confirmed else sync.max_age, silent=not confirmed)
         with Delivery(run, view, settings, state, mark, gate, None, None) as delivery:

@@ -107,6 +107,11 @@ class Report:
     updated: str = ""
 
 
+def no_such_run() -> NotThere:
+    """What is said of an id that no run has."""
+    return NotThere("There is no such run. Its id is in the answer to the call that asked for it.")
+
+
 def now() -> str:
     """This moment, as the record has it."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
@@ -117,6 +122,7 @@ class Runs:
 
     def __init__(self, state: State) -> None:
         self._container = state.container
+        self._documents: dict[str, Document] = {}  # every try of every batch asks whether the run was canceled
 
     def create(self, kind: Kind, request: Mapping[str, Any], sync: str | None = None) -> Asked:
         """Record what was asked for."""
@@ -126,10 +132,7 @@ class Runs:
 
     def read(self, run: str) -> Asked:
         """One run. Raises NotThere."""
-        text = self._document(run).read()
-        if text is None:
-            raise NotThere("There is no such run.")
-        return _parse(text, run)
+        return _parse(self._document(run).read(), run)
 
     def running(self) -> list[str]:
         """The ids of the runs that are under way."""
@@ -142,13 +145,11 @@ class Runs:
         """Change a run that is in one of these states; returns it. Raises NotThere, and Refused in another state."""
 
         def rewrite(text: bytes | None) -> bytes:
-            if text is None:
-                raise NotThere("There is no such run.")
             asked = _parse(text, run)
             if asked.expired:
                 raise Refused("The plan has expired: nobody approved it in time. Ask for a new one.")
             if asked.state not in states:
-                raise Refused(f"The run is {asked.state}, so this cannot be done any more.")
+                raise Refused(f"The run is {asked.state}; this is for one that is {' or '.join(states)}.")
             return _to_json(replace(asked, **changes))
 
         return _parse(self._document(run).change(rewrite), run)
@@ -171,9 +172,13 @@ class Runs:
                 for blob in self._container.list_blobs(prefix, include=["metadata"])
             }
 
+    def report(self, run: str, number: int) -> Report:
+        """How far a slice is."""
+        return _report(self._document(run, _slice(number)).read())
+
     def reports(self, run: str) -> dict[int, Report]:
         """All reports of slices."""
-        return {number: _report(self._document(run, _slice(number)).read()) for number in self.statuses(run)}
+        return {number: self.report(run, number) for number in self.statuses(run)}
 
     def claim(self, run: str, number: int) -> "SliceLease":
         """Take a slice, once a worker that has died over it has lost it. Raises Busy while another is at it."""
@@ -196,7 +201,10 @@ class Runs:
             return SliceLease(blob, lease, download.properties.etag, _report(download.readall()))
 
     def _document(self, run: str, name: str = "run.json") -> Document:
-        return Document(self._container, f"runs/{run}/{name}")
+        name = f"runs/{run}/{name}"
+        if name not in self._documents:
+            self._documents[name] = Document(self._container, name)
+        return self._documents[name]
 
 
 class SliceLease(Lease):
@@ -245,7 +253,9 @@ def _to_json(asked: Asked) -> bytes:
     return json.dumps(asdict(asked), indent=1).encode()
 
 
-def _parse(text: bytes, run: str) -> Asked:
+def _parse(text: bytes | None, run: str) -> Asked:
+    if text is None:
+        raise no_such_run()
     try:
         stored = json.loads(text)
         return Asked(**{**stored, "state": Stage(stored["state"])})

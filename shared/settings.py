@@ -220,6 +220,11 @@ def load() -> Settings:
     return settings
 
 
+def is_disabled(function: str) -> bool:
+    """Whether Azure's own setting, AzureWebJobs.<function>.Disabled, switches a function off."""
+    return os.environ.get(f"AzureWebJobs.{function}.Disabled", "").lower() in ("1", "true")
+
+
 def setting_name(field: str) -> str:
     """The name under which a field of Settings is set."""
     return Settings.model_fields[field].alias or field.upper()

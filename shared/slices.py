@@ -14,14 +14,15 @@ from shared import comparison, passes, qa, surge
 from shared.delivery import Delivery, Sent
 from shared.errors import Paused, Refused, TidemarkError, TryLater
 from shared.flood import Flood
-from shared.gate import CAN_TRIGGER_SECONDS, Gate
+from shared.gate import CAN_TRIGGER_SECONDS
 from shared.pause import Pause
 from shared.pipeline import overlapped
+from shared.plan import gate_of
 from shared.resync import Asked, Report, Runs, SliceLease, Stage
 from shared.run import Run
 from shared.settings import Settings
 from shared.source import Page, Source
-from shared.state import State, not_live
+from shared.state import State
 from shared.syncs import Kind, Sync, find
 from shared.view import Position, View, Within
 
@@ -61,12 +62,12 @@ def deliver(state: State, settings: Settings, asked: Asked, one: Mapping[str, An
         source = resources.enter_context(Source(settings))
         survey = source.survey(sync)
         view = View(sync, survey, settings)
-        mark = qa.begin(state, settings, asked, view) if asked.kind == "qa" else state.peek(sync)
-        if mark is None or not (mark.live or asked.kind == "qa"):
-            raise not_live(sync)
-        state.check(mark.identity, replace(mark.identity, server=survey.server, database=survey.database))
+        mark = qa.begin(state, settings, asked, view) if asked.kind == "qa" else state.live(sync)
+        state.check_source(mark, survey)
         backfill = asked.private.get("backfill_before") or source.now() - CAN_TRIGGER_SECONDS
-        gate = _gate(asked, sync, mark.start)
+        # without an approval nothing goes that could start a campaign
+        silent = not asked.approved or (asked.kind == "qa" and not asked.request.get("include_young"))
+        gate = gate_of(sync, mark.start, asked.request, silent=silent)
         flood = Flood(mark.released)
         resources.callback(_count_requests, report, counted, run)  # once the client is closed
         delivery = resources.enter_context(
@@ -138,14 +139,6 @@ def _may_send(state: State, asked: Asked, sync: Sync) -> Callable[[], None]:
             raise Refused("The run was canceled.")
 
     return check
-
-
-def _gate(asked: Asked, sync: Sync, start: int | None) -> Gate:
-    """What is held though the run was approved; all that could start a campaign, where that was not approved."""
-    silent = not asked.approved or (asked.kind == "qa" and not asked.request.get("include_young"))
-    if asked.request.get("held"):
-        return Gate(None, None, silent)
-    return Gate(start, sync.max_age, silent)
 
 
 def _tally(counts: Mapping[str, Any]) -> _Tally:

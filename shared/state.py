@@ -36,7 +36,7 @@ from azure.storage.blob import BlobClient, BlobLeaseClient, ContainerClient, Con
 from shared.errors import Busy, ConfigurationFault, NotLive, StateFault, StateUnavailable
 from shared.settings import Settings
 from shared.syncs import Sync
-from shared.view import Position
+from shared.view import Position, Survey
 
 log = logging.getLogger("tidemark")
 
@@ -178,8 +178,8 @@ def storage_errors() -> Iterator[None]:
     except HttpResponseError as error:
         if error.status_code in (401, 403):
             raise ConfigurationFault(
-                f"Blob storage refuses access ({error.status_code}). Check AzureWebJobsStorage, or grant the managed"
-                " identity the role Storage Blob Data Owner on the account."
+                f"The storage account refuses access ({error.status_code}). Check AzureWebJobsStorage, or grant the"
+                " managed identity the roles Storage Blob Data Owner and Storage Queue Data Contributor on the account."
             ) from None
         raise StateUnavailable(
             f"Blob storage answers {error.status_code} {getattr(error, 'error_code', '') or ''}."
@@ -190,6 +190,13 @@ def storage_errors() -> Iterator[None]:
             f"Blob storage cannot be reached ({type(error).__name__}). Check AzureWebJobsStorage."
             " The next pass goes on from the mark."
         ) from None
+
+
+def managed_identity(settings: Settings) -> Any:
+    """The credential of the storage account, where no connection string is set."""
+    from azure.identity import DefaultAzureCredential  # not for who has a connection string
+
+    return DefaultAzureCredential(managed_identity_client_id=settings.storage_client_id)
 
 
 class State:
@@ -209,12 +216,10 @@ class State:
                     settings.azure_web_jobs_storage.get_secret_value(), self.name, **retries
                 )
             else:
-                from azure.identity import DefaultAzureCredential
-
                 self.container = ContainerClient(
                     f"https://{settings.storage_account_name}.blob.core.windows.net",
                     self.name,
-                    credential=DefaultAzureCredential(managed_identity_client_id=settings.storage_client_id),
+                    credential=managed_identity(settings),
                     **retries,
                 )
         except ValueError:
@@ -237,7 +242,7 @@ class State:
                 lease.acquire(lease_duration=LEASE_SECONDS)
             except ResourceNotFoundError:
                 self._refuse_orphans(sync)
-                raise not_live(sync) from None
+                raise _not_live(sync) from None
             except ResourceExistsError:
                 raise Busy(f"Another pass of {sync.name} is at work; this one has nothing to do.") from None
             download = blob.download_blob()
@@ -245,7 +250,7 @@ class State:
             if not mark.live:
                 with suppress(AzureError):
                     lease.release()
-                raise not_live(sync)
+                raise _not_live(sync)
             return Claim(blob, lease, mark, download.properties.etag)
 
     def peek(self, sync: Sync) -> Mark | None:
@@ -257,16 +262,23 @@ class State:
             except ResourceNotFoundError:
                 return None
 
+    def live(self, sync: Sync) -> Mark:
+        """The mark of a sync that is live, without its lease. Raises NotLive."""
+        mark = self.peek(sync)
+        if mark is None or not mark.live:
+            raise _not_live(sync)
+        return mark
+
     def begin(self, sync: Sync, mark: Mark) -> None:
         """Write a sync's first mark, over one that is not live. Raises Busy where another has just written one."""
-        blob = self.container.get_blob_client(f"syncs/{sync.name}/mark.json")
+        name = f"syncs/{sync.name}/mark.json"
 
         def change(text: bytes | None) -> bytes:
-            if text is not None and Mark.from_json(text, blob.blob_name).live:
+            if text is not None and Mark.from_json(text, name).live:
                 raise Busy(f"Another pass of {sync.name} has just begun; this one has nothing to do.")
             return mark.to_json()
 
-        Document(self.container, blob.blob_name).change(change)
+        Document(self.container, name).change(change)
 
     def create(self) -> None:
         """Make the container, where it is not there."""
@@ -303,6 +315,11 @@ class State:
                     f" afresh with {now}."
                 )
 
+    def check_source(self, mark: Mark, survey: Survey) -> None:
+        """Raise StateFault where a mark was made against another server or database than the one that was asked."""
+        known = mark.identity
+        self.check(known, replace(known, server=survey.server, database=survey.database))
+
     def _refuse_orphans(self, sync: Sync) -> None:
         try:
             orphan = next(iter(self.container.list_blobs(f"syncs/{sync.name}/", results_per_page=1)), None)
@@ -325,7 +342,7 @@ class State:
             )
 
 
-def not_live(sync: Sync) -> NotLive:
+def _not_live(sync: Sync) -> NotLive:
     """What a sync says of which nobody has approved that it goes live."""
     return NotLive(
         f"{sync.name} is not live, so its timer sends nothing. POST /api/go-live makes the plan for it, which a person"

@@ -18,11 +18,10 @@ from ulid import ULID
 from shared.appapi import AppApi, StoredEvent
 from shared.drift import Drift
 from shared.errors import ViewFault
-from shared.golive import disabled
 from shared.ledger import Ledger
-from shared.mapping import Mapped, Mapper
+from shared.mapping import Mapped
 from shared.people import People
-from shared.settings import Settings
+from shared.settings import Settings, is_disabled
 from shared.source import Page, Source
 from shared.state import State
 from shared.syncs import CATALOGUE, Kind, find
@@ -110,15 +109,13 @@ class _Mapped:
     """A view's pages, mapped as they are sent, but for the time of reading; no type is recorded."""
 
     def __init__(self, state: State, settings: Settings, view: View) -> None:
-        self._view, self._settings = view, settings
         self.people = People(state)
         self.people.refresh()
         self._drift = Drift(state, view, settings, first=True, trial=True)
 
     def map(self, page: Page) -> Mapped:
         self._drift.look(page)
-        withheld = {name.lower() for name in self._drift.withheld}
-        return Mapper(self._view, self._settings, withheld).map(page, None, self.people.primaries)
+        return self._drift.mapper().map(page, None, self.people.primaries)
 
 
 def _compare_people(found: dict[str, Findings], state: State, settings: Settings, source: Source, app: AppApi) -> None:
@@ -265,7 +262,7 @@ def _sent_events(state: State, settings: Settings, source: Source, people: Seque
     found: dict[str, list[_Expected]] = {}
     for sync in CATALOGUE:
         mark = state.peek(sync)
-        if sync.kind is not Kind.EVENT or mark is None or disabled(sync):
+        if sync.kind is not Kind.EVENT or mark is None or is_disabled(sync.name):
             continue
         with suppress(ViewFault):
             view = View(sync, source.survey(sync), settings)

@@ -15,7 +15,7 @@ from typing import Any
 from shared import comparison, golive, plan, qa, slices, telemetry
 from shared.errors import Busy, CarryOn, Paused, Refused, TidemarkError, TryLater
 from shared.queues import Queues
-from shared.resync import Asked, Kind, Planned, Runs, Stage, Status, due, now, phases_done
+from shared.resync import Asked, Kind, Planned, Runs, SliceLease, Stage, Status, due, now, phases_done
 from shared.run import unforeseen
 from shared.settings import Settings, load
 from shared.state import State
@@ -82,43 +82,42 @@ def deliver_slice(message: str) -> None:
         asked = runs.read(run)
         if asked.state is not Stage.RUNNING:
             return
-        one = runs.slices(run)[number]
         try:
             with runs.claim(run, number) as lease:
-                report = lease.report
-                if report.status not in (Status.DONE, Status.POISON):
-                    report.status, report.message = Status.RUNNING, ""
-                    report.tries += 1
-                    lease.save()
-                    try:
-                        complete = slices.deliver(state, settings, asked, {**one, "number": number}, lease)
-                    except (Paused, Refused) as reason:  # or the run was canceled
-                        report.status = Status.PAUSED if isinstance(reason, Paused) else Status.WAITING
-                        report.message = str(reason)
-                        lease.save()
-                        return
-                    except TidemarkError as error:
-                        report.message = str(error)
-                        lease.save()
-                        raise
-                    except Exception as error:
-                        report.message = str(stop := unforeseen(error))
-                        lease.save()
-                        raise stop from None
-                    if not complete:
-                        lease.save()
-                        Queues(settings).send("slices", content)
-                        return
-                    report.status = Status.DONE
-                    lease.save()
+                if lease.report.status not in (Status.DONE, Status.POISON):
+                    _deliver(state, settings, asked, {**runs.slices(run)[number], "number": number}, lease)
+                status = lease.report.status
         except Busy as reason:  # another worker is at it
             log.info("%s", reason)
             return
-        try:
+        if status in (Status.DONE, Status.POISON):
             _go_on(state, settings, runs, asked, number)
-        except Busy as reason:  # a pass is, which may take long; what is next must wait for it
-            log.info("%s", reason)
-            Queues(settings).send("slices", content, delay=_AGAIN_SECONDS)
+        elif status is Status.RUNNING:  # its time was up
+            Queues(settings).send("slices", content)
+
+
+def _deliver(state: State, settings: Settings, asked: Asked, one: Mapping[str, Any], lease: SliceLease) -> None:
+    """Deliver a slice; its report says what became of it. Raises what is worth another try, and what nobody foresaw."""
+    report = lease.report
+    report.status, report.message = Status.RUNNING, ""
+    report.tries += 1
+    lease.save()
+    try:
+        if slices.deliver(state, settings, asked, one, lease):
+            report.status = Status.DONE
+    except Paused as reason:
+        report.status, report.message = Status.PAUSED, str(reason)
+    except Refused as reason:  # the run was canceled
+        report.status, report.message = Status.WAITING, str(reason)
+    except TidemarkError as error:
+        report.message = str(error)
+        raise
+    except Exception as error:
+        stop = unforeseen(error)
+        report.message = str(stop)
+        raise stop from None
+    finally:
+        lease.save()
 
 
 def give_up_slice(message: str) -> None:
@@ -136,10 +135,7 @@ def give_up_slice(message: str) -> None:
                 telemetry.gave_up(str(runs.slices(run)[number]["sync"]))
                 log.error("Slice %d of run %s was given up after several tries: %s", number, run, lease.report.message)
         if asked.state is Stage.RUNNING:
-            try:
-                _go_on(state, settings, runs, asked, number)
-            except Busy:
-                Queues(settings).send("slices", content, delay=_AGAIN_SECONDS)
+            _go_on(state, settings, runs, asked, number)
 
 
 def give_up_plan(message: str) -> None:
@@ -329,17 +325,21 @@ def _send_due(settings: Settings, runs: Runs, run: str) -> None:
 def _go_on(state: State, settings: Settings, runs: Runs, asked: Asked, number: int) -> None:
     """After a slice: what is due now that it is finished; and where its phase is done, what comes of that."""
     run, all_slices, statuses = asked.run, runs.slices(asked.run), runs.statuses(asked.run)
-    phase = all_slices[number]["phase"]
+    queues = Queues(settings)
     done = phases_done(all_slices, statuses)
-    if phase in done and asked.kind == "go-live":
-        _settle(state, runs, asked, done)
+    if all_slices[number]["phase"] in done and asked.kind == "go-live":
+        try:
+            _settle(state, runs, asked, done)
+        except Busy as reason:  # a pass is at work, which may take long; what is next must wait for it
+            log.info("%s", reason)
+            queues.send("slices", {"run": run, "slice": number}, delay=_AGAIN_SECONDS)
+            return
     if len(done) == len({one["phase"] for one in all_slices}):
         with suppress(CarryOn):  # another worker was faster, or it was canceled
             runs.change(run, [Stage.RUNNING], state=Stage.DONE, finished=now())
         return
     before = {other: status for other, status in statuses.items() if other != number}
     in_flight = settings.resync_slices_in_flight
-    queues = Queues(settings)
     for following in sorted(due(all_slices, statuses, in_flight) - due(all_slices, before, in_flight)):
         queues.send("slices", {"run": run, "slice": following})
 

@@ -151,7 +151,11 @@ def planned(worker: Worker, sync: str, **body: Any) -> dict[str, Any]:
 
 def resynced(worker: Worker, sync: str, **body: Any) -> dict[str, Any]:
     """The run when everything that was asked for is sent, approved if need be."""
-    told = planned(worker, sync, **body)
+    return carried_out(worker, planned(worker, sync, **body))
+
+
+def carried_out(worker: Worker, told: dict[str, Any]) -> dict[str, Any]:
+    """A planned run when it is done, approved if need be."""
     if told["state"] == "awaiting_approval":
         assert call("decide", run=told["run"], decision="approve")[0] == 200
     worker.work()
