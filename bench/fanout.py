@@ -20,6 +20,7 @@ import pyodbc
 from azure.storage.blob import ContainerClient
 
 from bench import Figure, environment
+from bench.blobs import blob_calls
 from local.faults.shop import open_shop
 from local.faults.stage import House
 from local.services import Child
@@ -47,7 +48,12 @@ def measure(house: House) -> Sequence[Figure]:
             for workers in (1, 2) if turn % 2 else (2, 1):
                 seconds[workers].append(_resync(house, connection_string, url, workers))
         taken = httpx.get(f"{url}/taken").json()
-    figures = [Figure("events", EVENTS), Figure("events_a_request", taken["operations"] / taken["requests"])]
+        blob_requests = _blob_requests(house, connection_string, url)
+    figures = [
+        Figure("events", EVENTS),
+        Figure("events_a_request", taken["operations"] / taken["requests"]),
+        Figure("blob_requests_a_slice_of_50000", blob_requests),
+    ]
     for name, choose in (("median", statistics.median), ("best", min)):
         one, two = choose(seconds[1]), choose(seconds[2])
         figures += [
@@ -81,6 +87,20 @@ def _orders(house: House) -> Iterator[str]:
             count += more
     yield connection_string
     house.sql_server.drop_database(name)
+
+
+def _blob_requests(house: House, connection_string: str, url: str) -> float:
+    """What one slice of the default size asks of blob storage, on average of the first three; counted, not timed."""
+    deployment = environment(house, connection_string, url)
+    os.environ.update(deployment)
+    asked = work.ask("go-live", {"syncs": ["orders"]})
+    work.make_plan(f'{{"run": "{asked.run}"}}')
+    work.approve(asked.run)
+    with blob_calls() as calls:
+        for number in range(3):
+            work.deliver_slice(f'{{"run": "{asked.run}", "slice": {number}}}')
+    work.cancel(asked.run)
+    return calls.total() / 3
 
 
 def _resync(house: House, connection_string: str, url: str, workers: int) -> float:

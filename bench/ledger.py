@@ -8,18 +8,16 @@ with their neighbours almost all days have to be read. Memory is that of passes 
 from __future__ import annotations
 
 import json
-import logging
 import os
 import random
-import re
 import statistics
 import subprocess
 import sys
 import time
 import uuid
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -28,6 +26,7 @@ import pyodbc
 from azure.storage.blob import ContainerClient
 
 from bench import Figure, environment
+from bench.blobs import blob_calls
 from local.faults.shop import add_customers, open_shop
 from local.faults.stage import House
 from local.services import REPOSITORY
@@ -100,9 +99,9 @@ def _calls(big: Shop, small: Shop) -> Iterator[Figure]:
     """What the passes ask of blob storage; counted apart, since to count takes time."""
     for name, shop in (("big", big), ("small", small)):
         shop.add_orders(_NEW)
-        with _blob_calls() as calls:
+        with blob_calls() as calls:
             run = shop.run()
-        yield Figure(f"new_blob_requests_{name}", calls.total())
+        yield Figure(f"new_blob_requests_{name}", calls.total() - calls["not 2xx"])
         yield Figure(f"new_days_read_{name}", calls["GET days"])
         yield Figure(f"new_days_written_{name}", calls["PUT days"])
         yield Figure(f"new_journal_blocks_a_page_{name}", calls["PUT journals block"] / run.pages)
@@ -116,7 +115,7 @@ def _old_orders(big: Shop) -> Iterator[Figure]:
         big.edit_old_orders()
         old.append(big.run_as_process())
         assert old[-1]["already_sent"] == _OLD
-    with _blob_calls() as calls:
+    with blob_calls() as calls:
         big.edit_old_orders()
         big.run()
     yield Figure("edited_operations", sum(one["operations"] for one in old), at_most=0)
@@ -127,35 +126,6 @@ def _old_orders(big: Shop) -> Iterator[Figure]:
     yield Figure("edited_peak_mb_highest", highest)
     yield Figure("edited_peak_mb_of_new_lowest", lowest)
     yield Figure("edited_mb_more", highest - lowest, at_most=100)
-
-
-@contextmanager
-def _blob_calls() -> Iterator[Counter[str]]:
-    """Counts the requests to blob storage that succeed, by method and kind of blob, as the Azure SDK logs them."""
-    calls: Counter[str] = Counter()
-    asked: dict[int | None, str] = {}  # by thread: a request's answer is logged by its own
-
-    class Counting(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            text = record.getMessage()
-            if request := re.match(r"Request URL: '(\S+)'\nRequest method: '(\w+)'", text):
-                kind = re.search(r"/ledger/(\w+)", request[1])
-                block = " block" if "journals" in request[1] and "comp=" in request[1] else ""
-                asked[record.thread] = f"{request[2]} {kind[1] if kind else 'other'}{block}"
-            elif text.startswith("Response status: 2"):
-                calls[asked[record.thread]] += 1
-
-    logger = logging.getLogger("azure.core.pipeline.policies.http_logging_policy")
-    handler = Counting()
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    try:
-        yield calls
-    finally:
-        logger.propagate = True
-        logger.setLevel(logging.NOTSET)
-        logger.removeHandler(handler)
 
 
 class Shop:

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from itertools import chain
+from itertools import chain, repeat
+from operator import itemgetter
 from typing import Any
 
 import orjson
@@ -46,8 +47,8 @@ EXPIRES = timedelta(hours=23)
 _CUSTOMERS = find("customers")
 _SHOWN = 1000
 """Ids of people who have vanished that a plan shows."""
-_SOME = 500
-"""People who are read anew by one statement."""
+_SOME = 2000
+"""People who are read anew by one statement, which has room for 2,100 parameters."""
 
 
 # --- asking for one ---------------------------------------------------------------------------------------------------
@@ -324,7 +325,7 @@ class _Walk:
         frame = self.frame
         prints = fingerprints_by(self.view, frame.columns)
         assert prints is not None  # they are the view's own
-        now = dict(zip((row[1] for row in rows), prints(rows), strict=True))
+        now: dict[Any, bytes] = dict(zip(map(itemgetter(1), rows), prints(rows), strict=True))
         if None in now:
             self.without_id += sum(row[1] is None for row in rows)
             del now[None]
@@ -334,8 +335,9 @@ class _Walk:
         if frame.first:
             self._known.update(now)
             return
-        was: list[bytes | None] = [None] * len(now)
-        for part in old:
+        first, *more = old or [Part({}, "")]
+        was: list[bytes | None] = list(map(first.known.pop, now, repeat(None)))
+        for part in more:
             pop = part.known.pop
             was = [before or pop(key, None) for key, before in zip(now, was, strict=True)]
         if noted := self.sent.known:
@@ -387,37 +389,41 @@ class _Walk:
                 self._to_let_go += some
 
     def _flush(self, last: Key | None, least: int | None = None) -> None:
-        """Write a part, once it is large enough; and beside the run, who of it differs."""
-        if last is None or len(self._known) + len(self._to_send) < (least or self.settings.resync_slice_rows):
-            return
-        Fingerprints(self.state).write(self.generation, self.parts, Part(self._known, last))
+        """Write what is large enough: a part; and beside the run, as slices, who differs and who has vanished."""
+        least = least or self.settings.resync_slice_rows
+        if last is not None and len(self._known) >= least:
+            Fingerprints(self.state).write(self.generation, self.parts, Part(self._known, last))
+            self.parts += 1
+            self._known = {}
         for what, keys in (("differing", self._to_send), ("vanished", self._to_let_go)):
-            if keys:
+            if len(keys) >= least:
+                number = len(self.slices)
                 with storage_errors():
-                    name = _list_name(self.run, what, self.parts)
+                    name = _list_name(self.run, what, number)
                     self.state.container.upload_blob(name, orjson.dumps(keys), overwrite=True)
-                self.slices.append({"phase": 0, "sync": _CUSTOMERS.name, what: self.parts, "rows": len(keys)})
-        self.differing += len(self._to_send)
-        self.parts += 1
-        self._known, self._to_send, self._to_let_go = {}, [], []
+                self.slices.append({"phase": 0, "sync": _CUSTOMERS.name, what: number, "rows": len(keys)})
+                self.differing += len(keys) if what == "differing" else 0
+                keys.clear()
 
 
 # --- the slices -------------------------------------------------------------------------------------------------------
 
 
-def _list_name(run: str, what: str, part: int) -> str:
-    return f"runs/{run}/{what}/{part}"
+def _list_name(run: str, what: str, number: int) -> str:
+    return f"runs/{run}/{what}/{number}"
 
 
-def _keys(state: State, run: str, what: str, part: int) -> list[Key]:
+def _keys(state: State, run: str, what: str, number: int) -> list[Key]:
     with storage_errors():
-        keys: list[Key] = orjson.loads(state.container.download_blob(_list_name(run, what, part)).readall())
+        keys: list[Key] = orjson.loads(state.container.download_blob(_list_name(run, what, number)).readall())
         return keys
 
 
-def differing(state: State, run: str, part: int, source: Source, view: View, after: Position | None) -> Iterator[Page]:
-    """The people of a part who differ, read anew; those after a position."""
-    keys = [str(key) for key in _keys(state, run, "differing", part)]
+def differing(
+    state: State, run: str, number: int, source: Source, view: View, after: Position | None
+) -> Iterator[Page]:
+    """The people of a list who differ, read anew; those after a position."""
+    keys = [str(key) for key in _keys(state, run, "differing", number)]
     start = keys.index(after.key) + 1 if after and after.key in keys else 0
     for at in range(start, len(keys), _SOME):
         if (page := source.named(view, keys[at : at + _SOME])) is not None:
@@ -428,13 +434,13 @@ def let_go(
     state: State,
     settings: Settings,
     asked: Asked,
-    part: int,
+    number: int,
     source: Source,
     view: View,
     run: Run,
     may_send: Callable[[], None],
 ) -> None:
-    """Clear or delete the people of a part who have vanished, and are still not in the view.
+    """Clear or delete the people of a list who have vanished, and are still not in the view.
 
     Deletions are recorded as removals are, before Customer.io is told: nobody of them comes back, unless restored.
     """
@@ -445,7 +451,7 @@ def let_go(
         may_send()
         return {} if delete else people.barred(persons)  # a deletion has to reach who was removed
 
-    for start in range(0, len(keys := _keys(state, asked.run, "vanished", part)), _SOME):
+    for start in range(0, len(keys := _keys(state, asked.run, "vanished", number)), _SOME):
         some = keys[start : start + _SOME]
         page = source.named(view, [str(key) for key in some])
         back = {row[1] for row in page.rows} if page else set()

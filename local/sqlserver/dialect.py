@@ -219,6 +219,15 @@ def table_name(node: exp.Table, catalog: Catalog) -> tuple[str, str]:
     return node.db or "dbo", node.name
 
 
+def _listed(values: list[str]) -> str:
+    """The values of an IN. Parameters that are all converted alike are converted in one place: DuckDB plans it once."""
+    shapes = {re.sub(r"\$p\d+", "u.v", value) for value in values}
+    parameters = [found[0] for value in values if len(found := re.findall(r"\$p\d+", value)) == 1]
+    if len(values) < 3 or len(shapes) > 1 or len(parameters) < len(values):
+        return ", ".join(values)
+    return f"SELECT {shapes.pop()} FROM (SELECT unnest([{', '.join(parameters)}]) AS v) AS u"
+
+
 class Compiler:
     """Compiles one statement. `inferred` collects the types that parameters of unknown type turned out to need."""
 
@@ -529,7 +538,7 @@ class Compiler:
             return f"({a.sql} IN (SELECT {b.sql} FROM ({sql}) AS q(c0)))"
         pairs = [convert.comparable(*self.settle(value, self.value(e, scope))) for e in node.expressions]
         if len({a.sql for a, _ in pairs}) == 1:
-            return f"({pairs[0][0].sql} IN ({', '.join(b.sql for _, b in pairs)}))"
+            return f"({pairs[0][0].sql} IN ({_listed([b.sql for _, b in pairs])}))"
         return "(" + " OR ".join(f"{a.sql} = {b.sql}" for a, b in pairs) + ")"
 
     def like(self, node: exp.Expr, scope: Scope, escape: str) -> str:
