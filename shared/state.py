@@ -441,9 +441,10 @@ class Lease:
 
     def _keep(self) -> None:
         while not self._released.wait(_RENEW_EVERY):
+            asked = time.monotonic()  # the lease counts from some moment after this one
             try:
                 self._lease.renew()
-                self._renewed = time.monotonic()
+                self._renewed = asked
             except (ResourceExistsError, ResourceNotFoundError, ResourceModifiedError):
                 self._renewed = float("-inf")  # another has it
                 return
