@@ -26,6 +26,7 @@ from typing import IO
 from local import driver
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+_NO_GC = Path(__file__).parent / "azurite/no-gc.cjs"
 _AZURITE = REPOSITORY / ".tools/azurite/node_modules/azurite/dist/src/azurite.js"
 _START_SECONDS = 60.0
 
@@ -129,7 +130,8 @@ def azurite(*, folder: Path | None = None, in_memory: bool = False, key: str | N
     account, key = "tidemark", key or base64.b64encode(secrets.token_bytes(64)).decode()
     blob, queue, table = _free_ports(3)
     with tempfile.TemporaryDirectory(prefix="azurite-", ignore_cleanup_errors=True) as temporary:
-        command = ["node", str(_AZURITE), "--silent", "--disableTelemetry", "--skipApiVersionCheck"]
+        command = ["node", "--require", str(_NO_GC), str(_AZURITE)]
+        command += ["--silent", "--disableTelemetry", "--skipApiVersionCheck"]
         command += ["--blobPort", str(blob), "--queuePort", str(queue), "--tablePort", str(table)]
         command += ["--inMemoryPersistence"] if in_memory else ["--location", str(folder or temporary)]
         environment = {**os.environ, "AZURITE_ACCOUNTS": f"{account}:{key}"}

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import azure.functions as func
@@ -13,7 +14,7 @@ from azure.core.exceptions import ResourceNotFoundError
 from azure.storage.queue import QueueClient
 
 import function_app
-from shared.errors import TidemarkError
+from shared.errors import StateUnavailable, TidemarkError
 from tests.conftest import Deployment
 from tests.test_passes import add_customers, add_orders, bulk, make_tables
 
@@ -28,8 +29,14 @@ def call(name: str, body: object = None, **params: str) -> tuple[int, dict[str, 
     return answer.status_code, json.loads(answer.get_body())
 
 
+MOST_TRIES: int = json.loads(Path("host.json").read_text())["extensions"]["queues"]["maxDequeueCount"]
+
+
 class Worker:
-    """Takes messages from the queues and hands them to their functions, as the platform does, one after the other."""
+    """Takes messages from the queues and hands them to their functions, as the platform does, one after the other.
+
+    What the blobs refuse is tried again as often as the platform would; any other failure is the test's.
+    """
 
     def __init__(self, deployment: Deployment) -> None:
         self._connection = deployment.environment["AzureWebJobsStorage"]
@@ -55,7 +62,13 @@ class Worker:
                 return False
             if message is None:
                 return False
-            call_queue(function, message.content)
+            for tries_left in reversed(range(MOST_TRIES)):
+                try:
+                    call_queue(function, message.content)
+                    break
+                except StateUnavailable:  # a machine that stood still has lost a lease: the next try goes on
+                    if not tries_left:
+                        raise
             client.delete_message(message)
             return True
 
