@@ -5,10 +5,8 @@ A generated table stands between two comments, `<!-- NAME -->` and `<!-- /NAME -
 
 from pathlib import Path
 
-from pydantic_core import PydanticUndefined
-
 from shared.settings import Settings, setting_name
-from shared.syncs import CATALOGUE
+from shared.syncs import SCHEDULES
 from shared.telemetry import METRICS
 
 README = Path(__file__).resolve().parent.parent / "README.md"
@@ -18,16 +16,14 @@ def settings_table() -> str:
     """Every setting with its default, as a Markdown table."""
     lines = ["| setting | default | what it is |", "|---|---|---|"]
     for name, field in Settings.model_fields.items():
-        if field.default is PydanticUndefined:
+        if field.is_required():
             default = "**required**"
         else:
-            default = f"`{field.default}`" if field.default not in (None, frozenset()) else ""
+            value = field.get_default(call_default_factory=True)
+            default = f"`{value}`" if value not in (None, frozenset(), {}) else ""
         lines.append(f"| `{setting_name(name)}` | {default} | {field.description} |")
-    for sync in CATALOGUE:
-        what = f"When `{sync.name}` runs: six-field NCRONTAB, UTC."
-        lines.append(f"| `{sync.schedule_setting}` | **required** | {what} |")
-    what = "When customers are compared with what was last sent, at night for one: six-field NCRONTAB, UTC."
-    lines.append(f"| `COMPARISON_SCHEDULE` | **required** | {what} |")
+    for name, what in SCHEDULES.items():
+        lines.append(f"| `{name}` | **required** | {what}: six-field NCRONTAB, UTC. |")
     return "\n".join(lines)
 
 

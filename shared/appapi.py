@@ -147,22 +147,14 @@ class AppApi:
 
         The activity log is sure to reach back 30 days; what is older may be there or not (the published description).
         """
-        path, start = f"/v1/customers/{quote(person, safe='')}/activities", None
-        while True:
-            params = {"type": "event", "limit": str(_PAGE), **({"start": start} if start else {})}
-            answer = self._ask("GET", path, also=(404,), params=params)
-            if answer.status_code == 404:
-                return
-            for one in _listed(answer, "activities"):
-                event_id = _inner(one, "data").get("event_id")
-                yield StoredEvent(
-                    str(one.get("name") or ""),
-                    str(one.get("id") or "").upper(),
-                    None if event_id is None else _as_text(event_id),
-                )
-            before, start = start, _text(answer.json(), "next")
-            if start in (None, before):  # a page that names itself as the next would be read for ever
-                return
+        path = f"/v1/customers/{quote(person, safe='')}/activities"
+        for one in self._pages(path, "activities", type="event"):
+            event_id = _inner(one, "data").get("event_id")
+            yield StoredEvent(
+                str(one.get("name") or ""),
+                str(one.get("id") or "").upper(),
+                None if event_id is None else _as_text(event_id),
+            )
 
     def holders(self, email: str) -> list[Holder]:
         """The people who have an address (in any case of letters): none, one, or several in some workspaces."""
@@ -198,29 +190,35 @@ class AppApi:
         They are the lines `failed_attribute_change` of the activity log, which reaches back 30 days. Their shape is
         documented for changes that succeed only, so a line of another shape is left out, and a warning says so.
         """
-        start: str | None = None
         odd = False
+        for activity in self._pages("/v1/activities", "activities", type="failed_attribute_change"):
+            at = activity.get("timestamp")
+            if isinstance(at, int) and at < since:
+                return
+            person = _text(_inner(activity, "customer_identifiers"), "id") or _text(activity, "customer_id")
+            changes = {
+                name: change["to"]
+                for name, change in _inner(activity, "data").items()
+                if isinstance(change, dict) and "to" in change
+            }
+            if isinstance(at, int) and changes:
+                yield from (FailedChange(person, name, to, at) for name, to in changes.items())
+            elif not odd:
+                odd = True
+                log.warning(
+                    "Customer.io's activity log has changes that failed (failed_attribute_change) in a shape that"
+                    " is not known. They are left out: look at them in Customer.io."
+                )
+
+    def _pages(self, path: str, name: str, limit: int = _PAGE, **params: str) -> Iterator[dict[str, Any]]:
+        """The objects that the answers list under a name, page after page; none where there is nothing (404)."""
+        start: str | None = None
         while True:
-            params = {"type": "failed_attribute_change", "limit": str(_PAGE), **({"start": start} if start else {})}
-            answer = self._ask("GET", "/v1/activities", params=params)
-            for activity in _listed(answer, "activities"):
-                at = activity.get("timestamp")
-                if isinstance(at, int) and at < since:
-                    return
-                person = _text(_inner(activity, "customer_identifiers"), "id") or _text(activity, "customer_id")
-                changes = {
-                    name: change["to"]
-                    for name, change in _inner(activity, "data").items()
-                    if isinstance(change, dict) and "to" in change
-                }
-                if isinstance(at, int) and changes:
-                    yield from (FailedChange(person, name, to, at) for name, to in changes.items())
-                elif not odd:
-                    odd = True
-                    log.warning(
-                        "Customer.io's activity log has changes that failed (failed_attribute_change) in a shape that"
-                        " is not known. They are left out: look at them in Customer.io."
-                    )
+            more = {"start": start} if start else {}
+            answer = self._ask("GET", path, also=(404,), params={"limit": str(limit), **params, **more})
+            if answer.status_code == 404:
+                return
+            yield from _listed(answer, name)
             before, start = start, _text(answer.json(), "next")
             if start in (None, before):  # a page that names itself as the next would be read for ever
                 return

@@ -45,6 +45,16 @@ def _names(text: object) -> object:
     return [name.strip() for name in text.split(",") if name.strip()] if isinstance(text, str) else text
 
 
+def _segments(text: object) -> object:
+    if not isinstance(text, str):
+        return text
+    pairs = [part.partition("=") for part in text.split(",") if part.strip()]
+    wrong = not all(re.fullmatch(r"[a-z0-9_]+", name.strip()) and id.strip().isdecimal() for name, _, id in pairs)
+    if wrong or len({name.strip() for name, _, _ in pairs}) < len(pairs):
+        raise ValueError("must be names of views without segment_, each with one segment's id: vip=12, repeat=7")
+    return {name.strip(): int(id) for name, _, id in pairs}
+
+
 def _no_identifiers(names: frozenset[str]) -> frozenset[str]:
     if never := sorted(names & {"id", "cio_id", "email", "customer_id", "unsubscribed"}):
         raise ValueError(
@@ -56,6 +66,7 @@ def _no_identifiers(names: frozenset[str]) -> frozenset[str]:
 ConnectionString = Annotated[SecretStr, AfterValidator(_names_a_server)]
 LoopbackUrl = Annotated[str, AfterValidator(_loopback)]
 ZoneName = Annotated[str, AfterValidator(_zone)]
+Segments = Annotated[dict[str, int], NoDecode, BeforeValidator(_segments)]
 Names = Annotated[frozenset[str], NoDecode, BeforeValidator(_names)]
 
 
@@ -187,6 +198,35 @@ class Settings(BaseSettings):
         ge=0,
         le=1200,
         description="Until then what Customer.io does not show yet is no difference to a QA sync; then it is.",
+    )
+    segments: Segments = Field(
+        default_factory=dict,
+        description="Which segment of Customer.io a view `retention.segment_<name>` is compared with, by name and id,"
+        " with commas between: `canary_repeat_recent=7, vip=12`.",
+    )
+    reconciliation_tolerance_percent: float = Field(
+        0.5,
+        ge=0,
+        le=100,
+        description="By so much of the SQL count a segment may differ before its members are compared one by one.",
+    )
+    audit_people: int = Field(
+        20,
+        ge=0,
+        le=100,
+        description="Of so many people that a pass has sent, at most, what Customer.io holds is read back; 0 for none.",
+    )
+    canary_customer_id: str | None = Field(
+        None, description="The id of a test person, who is nobody's customer, to whom the canary's events are sent."
+    )
+    canary_campaign: int | None = Field(
+        None, description="Id of the campaign that Order Placed starts for the canary person, and nobody else."
+    )
+    canary_cart_campaign: int | None = Field(
+        None, description="Id of the campaign that Cart Abandoned starts for the canary person and Order Placed ends."
+    )
+    alert_action_group: str | None = Field(
+        None, description="Resource id of the action group that the alerts call. The deployment sets it."
     )
     time_budget_seconds: int = Field(
         1500, ge=1, le=1740, description="After this a pass ends at the next page; the next pass goes on from there."

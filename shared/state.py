@@ -4,6 +4,7 @@
     people.json                            who was removed, who was merged: see people
     types.json                             the types of all columns: see drift
     fingerprints/                          what was last sent of each person: see fingerprints
+    findings/                              what checks have found: see findings
     pause.json                             what a person has paused: see pause
     runs/<run>/                            what a person asked for, and how far it is: see resync
     syncs/<sync>/mark.json                 the mark; its lease makes one pass at a time the sync's only writer

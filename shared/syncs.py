@@ -62,6 +62,13 @@ CATALOGUE = (
     Sync("removals", Kind.REMOVAL),
 )
 
+SCHEDULES = {sync.schedule_setting: f"When `{sync.name}` runs" for sync in CATALOGUE} | {
+    "COMPARISON_SCHEDULE": "When customers are compared with what was last sent, at night for one",
+    "RECONCILIATION_SCHEDULE": "When segments are compared with their views",
+    "NIGHT_SCHEDULE": "When volume, freshness and the views' contents of the day are judged",
+}
+"""The app settings that hold the timers' NCRONTAB expressions, six fields, UTC; and what each is for."""
+
 
 def find(name: str | None) -> Sync:
     """The sync of that name. Raises NotThere."""

@@ -87,10 +87,17 @@ STOPS = Metric(
     "Runs that stopped before they sent or set aside too much: `flood`, `mass_change` or `emptied`.",
 )
 POISON = Metric("tidemark.slices_given_up", "count", "slices", (), "Slices of a run that failed again and again.")
+FINDINGS = Metric(
+    "tidemark.findings",
+    "value",
+    "findings",
+    ("check",),
+    "What a check found, told each time it looks; 0 ends it. `sync` is `all` where a check is of no one sync.",
+)
 
 METRICS = (
     RUNS, SECONDS, ROWS, OPERATIONS, HELD, ALREADY_SENT, DEAD_LETTERS, DEAD_LETTER_DEPTH, REQUESTS, THROTTLED, MARK_AGE,
-    HELD_BACK, DRIFT, STOPS, POISON,
+    HELD_BACK, DRIFT, STOPS, POISON, FINDINGS,
 )  # fmt: skip
 
 # A value is a histogram, because the SDK repeats a gauge's last value for as long as the process lives: of what is over
@@ -127,6 +134,12 @@ def tell(run: Run) -> None:
 def gave_up(sync: str) -> None:
     """Tell the metrics that a slice was given up."""
     _counters[POISON].add(1, {"sync": sync})
+    _flush()
+
+
+def found(check: str, sync: str, findings: int) -> None:
+    """Tell the metrics how much a check has found."""
+    _values[FINDINGS].record(findings, {"sync": sync, "check": check})
     _flush()
 
 

@@ -17,7 +17,7 @@ from shared.http import GoLive, Resync
 from shared.resync import Stage, Status
 from shared.settings import Settings, setting_name
 from shared.source import Source
-from shared.syncs import CATALOGUE, Kind
+from shared.syncs import CATALOGUE, SCHEDULES, Kind
 from shared.view import View, contract_columns
 from tests.conftest import bare_settings
 
@@ -105,8 +105,7 @@ def _text(node: ast.expr) -> str:
 
 @pytest.mark.parametrize("name", sorted(DOCS))
 def test_a_doc_names_no_setting_that_does_not_exist_and_links_to_what_is_there(name):
-    settings = {setting_name(one) for one in Settings.model_fields} | {sync.schedule_setting for sync in CATALOGUE}
-    settings.add("COMPARISON_SCHEDULE")
+    settings = {setting_name(one) for one in Settings.model_fields} | set(SCHEDULES)
     assert {one for one in quoted(DOCS[name]) if re.fullmatch(r"[A-Z]+(_[A-Z]+)+", one)} <= settings
     for link in re.findall(r"\]\((?!https:)([^)#]+)(?:#[^)]*)?\)", DOCS[name]):
         assert (REPOSITORY / "docs" / link).exists(), link

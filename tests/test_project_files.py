@@ -144,7 +144,7 @@ def test_what_is_published_is_the_function_app_and_the_package_and_nothing_else(
     spec = pathspec.GitIgnoreSpec.from_lines(patterns)
     paths = sorted({*_working_copy(), *LITTER})
     expected = ["function_app.py", "host.json", "requirements.txt"]
-    package = [p for p in paths if p.startswith("shared/") and PurePosixPath(p).suffix == ".py"]
+    package = [p for p in paths if p.startswith("shared/") and PurePosixPath(p).suffix in (".py", ".html", ".css")]
     assert package
     assert [path for path in paths if not spec.match_file(path)] == sorted(expected + package)
     assert [path for path in paths if not _core_tools_leaves_out(path, patterns)] == sorted(expected + package)

@@ -1072,7 +1072,7 @@ def test_the_invocation_fails_with_one_message_that_names_the_setting(
     assert deployment.workspace.stats()["operations"] == 0
 
 
-SCHEDULES = {f"{name.upper()}_SCHEDULE": "0 */5 * * * *" for name in (*SYNCS, "comparison")}
+SCHEDULES = {f"{name.upper()}_SCHEDULE": "0 */5 * * * *" for name in (*SYNCS, "comparison", "reconciliation", "night")}
 
 
 @pytest.fixture
