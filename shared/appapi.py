@@ -148,7 +148,7 @@ class AppApi:
         The activity log is sure to reach back 30 days; what is older may be there or not (the published description).
         """
         path = f"/v1/customers/{quote(person, safe='')}/activities"
-        for one in self._pages(path, "activities", type="event"):
+        for one in self._pages(path, "activities", also=(404,), type="event"):
             event_id = _inner(one, "data").get("event_id")
             yield StoredEvent(
                 str(one.get("name") or ""),
@@ -210,13 +210,15 @@ class AppApi:
                     " is not known. They are left out: look at them in Customer.io."
                 )
 
-    def _pages(self, path: str, name: str, limit: int = _PAGE, **params: str) -> Iterator[dict[str, Any]]:
-        """The objects that the answers list under a name, page after page; none where there is nothing (404)."""
+    def _pages(
+        self, path: str, name: str, limit: int = _PAGE, also: Collection[int] = (), **params: str
+    ) -> Iterator[dict[str, Any]]:
+        """The objects that the answers list under a name, page after page; none after a status of `also`."""
         start: str | None = None
         while True:
             more = {"start": start} if start else {}
-            answer = self._ask("GET", path, also=(404,), params={"limit": str(limit), **params, **more})
-            if answer.status_code == 404:
+            answer = self._ask("GET", path, also, params={"limit": str(limit), **params, **more})
+            if answer.status_code in also:
                 return
             yield from _listed(answer, name)
             before, start = start, _text(answer.json(), "next")

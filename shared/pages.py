@@ -35,7 +35,7 @@ def render(template: str, **values: Any) -> func.HttpResponse:
 def is_wanted(request: func.HttpRequest) -> bool:
     """Whether who asks would rather have a page than JSON: by ?format=html or json, else by Accept."""
     if chosen := request.params.get("format"):
-        return chosen == "html"
+        return bool(chosen == "html")
     accepted = (request.headers.get("Accept") or "").lower()
     html, json = accepted.find("text/html"), accepted.find("application/json")
     return html >= 0 and (json < 0 or html < json)
