@@ -46,6 +46,7 @@ logging.getLogger("azure").setLevel(logging.WARNING)
 
 LEASE_SECONDS = 60
 _RENEW_EVERY = 15
+_RENEW_PATIENCE = 5
 _JSON = ContentSettings(content_type="application/json")
 
 
@@ -444,7 +445,8 @@ class Lease:
         while not self._released.wait(_RENEW_EVERY):
             asked = time.monotonic()  # the lease counts from some moment after this one
             try:
-                self._lease.renew()
+                # an answer that does not come must not outlast the lease: soon it is asked for by another connection
+                self._lease.renew(connection_timeout=_RENEW_PATIENCE, read_timeout=_RENEW_PATIENCE)
                 self._renewed = asked
             except (ResourceExistsError, ResourceNotFoundError, ResourceModifiedError):
                 self._renewed = float("-inf")  # another has it

@@ -1,10 +1,14 @@
 """The mark: only who holds the lease, and has read the mark as it stands, can write it."""
 
+import asyncio
+import re
+import time
 from dataclasses import replace
 
 import pytest
 from azure.storage.blob import BlobLeaseClient, ContainerClient
 
+from local.faults.proxy import Answer, Proxy, Request
 from shared.errors import Busy, ConfigurationFault, StateFault, StateUnavailable
 from shared.state import Claim, Identity, Mark, State
 from shared.view import Column, Position, Survey, View
@@ -103,3 +107,30 @@ def test_a_read_only_replica_is_refused_for_row_version_and_taken_for_updated_at
     with pytest.raises(ConfigurationFault, match="read-only replica of shop"):
         view(Column("row_version", "timestamp"))
     assert view(Column("updated_at", "datetime2")).strategy == "updated_at"
+
+
+class Mute(Proxy):
+    """Never answers the first request to renew a lease, and counts those that it has let through."""
+
+    asked = renewed = 0
+
+    async def exchange(self, request: Request, upstream) -> Answer:
+        if b"x-ms-lease-action: renew" in request.head:
+            self.asked += 1
+            if self.asked == 1:
+                await asyncio.sleep(600)
+            self.renewed += 1
+        return await super().exchange(request, upstream)
+
+
+@pytest.mark.slow
+def test_a_renewal_that_is_never_answered_is_asked_for_again_while_the_lease_lasts(state, deployment):
+    port = int(re.search(r"BlobEndpoint=http://127.0.0.1:(\d+)", deployment.environment["AzureWebJobsStorage"])[1])
+    with Mute(port) as proxy:
+        text = deployment.environment["AzureWebJobsStorage"].replace(f":{port}/", f":{proxy.port}/")
+        with State(deployment.settings(AzureWebJobsStorage=text)).claim(ORDERS) as claim:
+            deadline = time.monotonic() + 40
+            while not proxy.renewed and time.monotonic() < deadline:
+                time.sleep(0.2)
+            claim.check()
+            assert (proxy.asked, proxy.renewed) == (2, 1)
