@@ -40,7 +40,8 @@ def main() -> None:
         Route("/api/v1/accounts/region", region),
         Route("/taken", count),
     ]
-    with socket.socket() as listener:
+    # of a socket that says TCP asyncio holds no small answers back for 40 ms
+    with socket.socket(proto=socket.IPPROTO_TCP) as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(64)
         print(json.dumps({"port": listener.getsockname()[1]}), flush=True)

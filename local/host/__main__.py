@@ -36,7 +36,9 @@ def main() -> int:
     if options.settings:
         values = {**json.loads(options.settings.read_text())["Values"], **os.environ}
     try:
-        with Host(options.app, values, on_log=_print) as host, socket.socket() as listener:
+        # of a socket that says TCP asyncio holds no small answers back for 40 ms
+        listener = socket.socket(proto=socket.IPPROTO_TCP)
+        with Host(options.app, values, on_log=_print) as host, listener:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(("127.0.0.1", options.port))
             server = uvicorn.Server(uvicorn.Config(application(host), log_level="warning", timeout_graceful_shutdown=1))
