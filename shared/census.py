@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 from statistics import median
 
-from shared.errors import StateFault, TryLater, ViewFault
+from shared.errors import StateFault, ViewFault
 from shared.findings import Finding
 from shared.settings import Settings
 from shared.source import Source

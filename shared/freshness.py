@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from statistics import median
+from typing import Any
 
 from shared.findings import Finding
 from shared.state import Seen
@@ -50,12 +51,12 @@ def looked(looks: Sequence[Seen], latest: Seen, horizon: str) -> list[Seen]:
 
 
 def took(view: View, looks: Sequence[Seen], cursors: Iterable[object], now: float) -> list[float]:
-    """The seconds that rows with these cursors have taken at most until `now` (unix), those of them that can be told."""
-    bounds: list[object] = [bytes.fromhex(one.bound[2:]) if view.by_row_version else one.bound for one in looks]
+    """The seconds that rows with these cursors have taken at most until `now` (unix); of those that can be told."""
+    bounds: list[Any] = [bytes.fromhex(one.bound[2:]) if view.by_row_version else one.bound for one in looks]
     at = [datetime.fromisoformat(one.at).replace(tzinfo=UTC).timestamp() for one in looks]
     seconds = []
     for cursor in cursors:
-        if above := bisect_left(bounds, cursor) if cursor is not None else 0:  # type: ignore[type-var]
+        if above := bisect_left(bounds, cursor) if cursor is not None else 0:
             since = at[above - 1] if view.by_row_version else view.time_of(str(cursor)).timestamp()
             seconds.append(max(0.0, now - since))
     return seconds

@@ -62,8 +62,8 @@ class Operation:
     """What one row becomes, as JSON: an event with the identify that must stand right before it, else one operation.
 
     `row` is its number in the page, `person` the id of whom it is about. `digest` (16 bytes) names an event, a merge or
-    a removal in the ledger, `time` is its unix seconds, `name` an event's. `action` is a removal's, `secondary` a merge's: "id" or
-    "email", and who.
+    a removal in the ledger, `time` is its unix seconds. `name` is an event's, `action` a removal's, `secondary` a
+    merge's: "id" or "email", and who.
     """
 
     row: int

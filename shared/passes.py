@@ -262,8 +262,9 @@ class _Pass:
             mark = self._measured(delivery, [])
             if isinstance(error, Paused):
                 mark = replace(mark, looks=[freshness.look(self._view, self._survey)])
-            with suppress(TidemarkError):
-                self._claim.save(mark)
+            if mark != self._claim.mark:
+                with suppress(TidemarkError):
+                    self._claim.save(mark)
             raise
 
     def _may_go_on(self) -> bool:
@@ -295,7 +296,7 @@ class _Pass:
         self._advance(one, ledgered, delivery)
 
     def _measured(self, delivery: Delivery, rows: Sequence[Sequence[object]]) -> Mark:
-        """The mark with what was accepted since the last time, and how fast these rows were. A first pass is neither."""
+        """The mark with what was accepted since the last time, and how fast these rows were; not in a first pass."""
         mark, accepted = self._claim.mark, delivery.accepted
         delivery.accepted = Counter()
         if mark.walking or mark.began is not None:

@@ -92,7 +92,7 @@ FRESHNESS = Metric(
     "value",
     "s",
     (),
-    "From a row's commit to its acceptance, the longest of the rows that were new in the run; by `row_version` at most.",
+    "From a row's commit to its acceptance, the longest of a run's new rows; by `row_version` at most so long.",
 )
 FINDINGS = Metric(
     "tidemark.findings",

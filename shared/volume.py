@@ -2,8 +2,8 @@
 
     volume.json   {"passes": {sync: {event name: {day: count}}}, "resyncs": {sync: {day: count}}}
 
-A pass adds to its mark what Customer.io has accepted (Mark.volume), so that counting costs no call. Each night takes the
-last days of every mark over; once more does no harm. What resyncs and comparisons have sent is kept apart, from the
+A pass adds to its mark what Customer.io has accepted (Mark.volume), so that counting costs no call. Each night takes
+the last days of every mark over; once more does no harm. What resyncs and comparisons have sent is kept apart, from the
 reports of their slices: a backfill of years would hide what a day of the shop looks like.
 """
 
@@ -47,6 +47,8 @@ _TO_SIGMA = 1.4826  # from the median absolute deviation to a normal distributio
 
 def add(days: Mapping[str, Mapping[str, int]], day: str, counts: Mapping[str, int]) -> dict[str, dict[str, int]]:
     """What a mark remembers, {day: {name: count}}, with the counts of `day` added; the oldest days are left out."""
+    if not counts:
+        return {one: dict(names) for one, names in days.items()}
     kept = {one: dict(names) for one, names in sorted({day: {}, **days}.items())[-IN_MARK:]}
     if (today := kept.get(day)) is not None:
         for name, count in counts.items():
@@ -131,7 +133,7 @@ def find(known: History, day: date) -> list[Finding]:
 
 
 def _taken_over(known: Days, days: Mapping[str, Mapping[str, int]], name: str, today: date) -> Days:
-    """Of the days since the name was first counted, those that the mark can tell; a restored mark takes nothing away."""
+    """Of the days since the name was first counted, those that the mark can tell; a restored mark takes none away."""
     first = min([*known, *(day for day, names in days.items() if name in names)])
     told = (str(today - timedelta(days=ago)) for ago in range(IN_MARK))
     counts = {day: max(known.get(day, 0), days.get(day, {}).get(name, 0)) for day in told if day >= first}
