@@ -292,8 +292,8 @@ def _progress(runs: Runs, asked: Asked) -> dict[str, Any]:
 def _tell(asked: Asked) -> None:
     """One line in the log for a plan that was made, or not: its numbers, since the rest may name people."""
     told = {"run": asked.run, "kind": asked.kind, "sync": asked.sync, "state": asked.state, "message": asked.message}
-    told |= {name: value for name, value in asked.plan.items() if isinstance(value, int | float)}
-    log.log(logging.ERROR if asked.state is Stage.FAILED else logging.INFO, "plan %s", json.dumps(told))
+    numbers = {name: value for name, value in asked.plan.items() if isinstance(value, int | float)}
+    log.log(logging.ERROR if asked.state is Stage.FAILED else logging.INFO, "plan %s", json.dumps(told | numbers))
 
 
 def _plan(state: State, settings: Settings, asked: Asked) -> Planned:
