@@ -94,7 +94,8 @@ def judge(days: Mapping[str, int], day: date) -> float | None:
 
     By the four weeks before, of which two must be known. The same weekday counts most. Far is five spreads from the
     median, a spread being the largest of what the days really differ by, what chance makes of such a number, and a
-    tenth; and never what two of these days were like too. Nothing at all is far where the weekday always has something.
+    tenth. Nothing at all is far where the weekday always has something. But what happened twice is not far: so much on
+    any two of the days, so little on two of the same weekday.
     """
     if (count := days.get(day.isoformat())) is None:
         return None
@@ -108,8 +109,11 @@ def judge(days: Mapping[str, int], day: date) -> float | None:
         return usual
     base = max(usual, _LEAST)
     spread = max(_TO_SIGMA * median(abs(number - usual) for number in weighed), base**0.5, base / 10)
-    as_far = sum((number >= count) if count > usual else (number <= count) for _, number in known)
-    return usual if abs(count - usual) > _FAR * spread and as_far < 2 else None
+    if count > usual:
+        alike = sum(number >= count for _, number in known)
+    else:
+        alike = sum(same and number <= count for same, number in known)
+    return usual if abs(count - usual) > _FAR * spread and alike < 2 else None
 
 
 def find(known: History, day: date) -> list[Finding]:
