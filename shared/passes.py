@@ -20,7 +20,18 @@ from shared import comparison, drift, freshness, identity, readback, surge, volu
 from shared.customerio import CustomerIo
 from shared.delivery import Delivery, Sent
 from shared.drift import Drift
-from shared.errors import Busy, NotLive, Paused, StateFault, SurgeStop, TidemarkError, TryLater, ViewFault, Waiting
+from shared.errors import (
+    Busy,
+    NotLive,
+    Paused,
+    StateFault,
+    StateUnavailable,
+    SurgeStop,
+    TidemarkError,
+    TryLater,
+    ViewFault,
+    Waiting,
+)
 from shared.flood import Flood
 from shared.gate import Gate
 from shared.ledger import SortedIds
@@ -262,7 +273,7 @@ class _Pass:
             mark = self._measured(delivery, [])
             if isinstance(error, Paused):
                 mark = replace(mark, looks=[freshness.look(self._view, self._survey)])
-            if mark != self._claim.mark:
+            if mark != self._claim.mark and not isinstance(error, StateUnavailable):
                 with suppress(TidemarkError):
                     self._claim.save(mark)
             raise

@@ -230,7 +230,11 @@ def weekly(day: date) -> int:
         (days_before(FRIDAY, lambda day: 2), 500, 2),
         (days_before(FRIDAY, lambda day: 0), 500, 0),
         (days_before(FRIDAY, lambda day: 500 * (day.day % 9 == 0)), 450, None),  # it is so now and then
-        (days_before(FRIDAY, lambda day: 0 if day.day == 20 else 100), 300, 100),  # one strange day hides no other
+        # one strange day hides no other, and two are how the shop is
+        (days_before(FRIDAY, lambda day: 300 if day.day == 19 else 100), 300, 100),
+        (days_before(FRIDAY, lambda day: 300 if day.day in (18, 19) else 100), 300, None),
+        (days_before(FRIDAY, lambda day: 0 if day.day == 20 else 100), 10, 100),
+        (days_before(FRIDAY, lambda day: 5 if day.day in (13, 20) else 100), 10, None),
     ],
 )
 def test_a_day_is_judged_by_the_four_weeks_before_it_and_its_weekday(before, count, usual):
@@ -481,6 +485,8 @@ def test_a_type_that_changed_is_a_finding_until_most_nights_have_it():
     before = nights([0] * 5)
     (one,) = census.judge("retention.a", {**before, **with_share(0, of_type="bigint")}, str(FRIDAY), 20)
     assert (one.about, one.what) == ("retention.a.x", "Its type is bigint. On most nights before it was int.")
+    once = {**before, "2026-11-26": with_share(0, of_type="bigint")[str(FRIDAY)]}
+    assert len(census.judge("a", {**once, **with_share(0, of_type="bigint")}, str(FRIDAY), 20)) == 1
     more = {**before, **{f"2026-11-{day}": with_share(0, of_type="bigint")[str(FRIDAY)] for day in range(24, 28)}}
     assert census.judge("a", more, str(FRIDAY), 20) == []
 
