@@ -118,6 +118,7 @@ def test_of_a_page_that_is_not_accounted_for_what_was_accepted_counts_once(live)
 
 def test_counting_costs_a_pass_no_blob_call(live, caplog):
     add_orders(live.sql, range(5, 12))
+    edit(live, stamped=0)
     with caplog.at_level(logging.INFO, "azure.core.pipeline.policies.http_logging_policy"):
         live.run("orders")
     urls = [message.split("\n")[0] for message in caplog.messages if "Request URL" in message]
@@ -219,6 +220,9 @@ def weekly(day: date) -> int:
         (days_before(FRIDAY, lambda day: 100), 0, 100),
         (days_before(FRIDAY, lambda day: 100, known=14), 0, 100),
         (days_before(FRIDAY, lambda day: 100, known=13), 0, None),  # too little is known
+        (days_before(FRIDAY, lambda day: 12), 0, 12),
+        (days_before(FRIDAY, lambda day: 9), 0, None),
+        (days_before(FRIDAY, lambda day: 0 if day.day == 13 else 12), 0, None),  # a Friday had none
         (days_before(FRIDAY, weekly), 165, None),
         (days_before(FRIDAY, weekly), 400, 160),
         (days_before(FRIDAY - timedelta(days=4), weekly), 0, 100),  # a Monday
