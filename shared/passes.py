@@ -314,13 +314,13 @@ class _Pass:
             return mark
         now = self._source.now() + 1  # in whole seconds, and nothing is to look faster than it was
         day = str(datetime.fromtimestamp(now, UTC).date())
-        seconds = freshness.took(self._view, mark.looks, (row[0] for row in rows), now)
-        if seconds:
-            self._result.freshness = round(max(self._result.freshness or 0.0, *seconds), 3)
+        counts, longest = freshness.took(self._view, mark.looks, (row[0] for row in rows), now)
+        if longest is not None:
+            self._result.freshness = round(max(self._result.freshness or 0.0, longest), 3)
         return replace(
             mark,
             volume=volume.add(mark.volume, day, accepted),
-            freshness=volume.add(mark.freshness, day, freshness.counted(seconds)),
+            freshness=volume.add(mark.freshness, day, counts),
         )
 
     def _stamped(self, page: Page) -> Page:
