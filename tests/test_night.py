@@ -545,12 +545,13 @@ def test_a_sync_that_is_switched_off_is_not_judged(live, monkeypatch):
     assert list(stored(live, "volume.json")["passes"]) == ["customers"]
 
 
-def test_every_plan_slice_and_night_has_one_line_in_the_log_with_its_counts(shop, worker, caplog):
+def test_every_run_of_a_timer_or_a_queue_has_one_line_in_the_log_with_its_counts(shop, worker, caplog):
     add_customers(shop.sql, range(30))
     add_orders(shop.sql, range(40))
     with caplog.at_level(logging.INFO, "tidemark"):
         run = go_live(worker)
         night()
+        function_app.comparison.build().get_user_function()(None)
     lines: dict[str, list[dict[str, Any]]] = {"plan": [], "slice": [], "night": []}
     for one in caplog.messages:
         if (kind := one.split(" ")[0]) in lines:
@@ -562,6 +563,8 @@ def test_every_plan_slice_and_night_has_one_line_in_the_log_with_its_counts(shop
         ("customers", "done", 30),
         ("orders", "done", 40),
     }
+    (asked,) = [one for one in caplog.messages if one.startswith("comparison ")]
+    assert asked.split()[1] in {name.split("/")[1] for name in shop.blobs("runs/")}
     assert lines["night"] == [{"day": str(YESTERDAY), "syncs": 2, "volume": 0, "freshness": 0, "census": 0}]
 
 
