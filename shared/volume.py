@@ -149,15 +149,15 @@ def _recent(days: Days, today: date) -> Days:
 
 
 def _by_slices(state: State, today: date) -> dict[str, Days]:
-    """What slices had accepted in the last days. A slice that is a pass has counted in its mark."""
+    """What slices had accepted in the last days; also those that are a first pass, which counts in no mark."""
     runs, oldest = Runs(state), str(today - timedelta(days=IN_MARK - 1))
     sums: dict[str, Counter[str]] = {}
     for run in _young(state, today):
         slices = runs.slices(run)
         for number, report in runs.reports(run).items():
-            one, day = slices[number], report.updated[:10]
-            if day >= oldest and not one.get("pass") and (count := report.counts.get("accepted")):
-                sums.setdefault(one["sync"], Counter())[day] += count
+            day = report.updated[:10]
+            if day >= oldest and (count := report.counts.get("accepted")):
+                sums.setdefault(slices[number]["sync"], Counter())[day] += count
     return {sync: dict(days) for sync, days in sums.items()}
 
 

@@ -20,6 +20,7 @@ from shared.census import Count
 from shared.errors import CredentialFault, StateFault
 from shared.state import Mark, Seen, State
 from tests.conftest import Deployment
+from tests.test_golive import add_removals
 from tests.test_passes import add_customers, add_orders, bulk, make_tables
 from tests.test_pause import pause, resume
 from tests.test_resync import add_young_orders, call, go_live, shop, worker
@@ -184,7 +185,9 @@ def test_days_are_kept_for_400_days_and_what_no_night_has_seen_is_not_called_zer
 def test_what_going_live_and_resyncs_send_is_kept_apart(shop, worker):
     add_customers(shop.sql, range(30))
     add_orders(shop.sql, range(40))
-    go_live(worker)
+    add_removals(shop)
+    shop.sql.execute("INSERT INTO shop.removals (removal_id, customer_id, action) VALUES (1, 500, 'suppress')")
+    go_live(worker, syncs=["customers", "orders", "removals"])
     status, answer = call("resync", {"all": True}, sync="customers")
     assert status == 202
     worker.work()
@@ -193,8 +196,8 @@ def test_what_going_live_and_resyncs_send_is_kept_apart(shop, worker):
     for _ in range(2):
         night()
     assert stored(shop, "volume.json") == {
-        "passes": {"customers": {}, "orders": {}},
-        "resyncs": {"customers": {str(TODAY): 60}, "orders": {str(TODAY): 40}},
+        "passes": {"customers": {}, "orders": {}, "removals": {}},
+        "resyncs": {"customers": {str(TODAY): 60}, "orders": {str(TODAY): 40}, "removals": {str(TODAY): 1}},
     }
 
 
