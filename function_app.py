@@ -174,3 +174,12 @@ def replay(req: func.HttpRequest) -> func.HttpResponse:
     from shared import http
 
     return http.replay_dead_letters(req)
+
+
+@app.function_name("night")
+@app.timer_trigger(arg_name="timer", schedule="%NIGHT_SCHEDULE%")
+def night(timer: func.TimerRequest) -> None:
+    """Judge the day before: volume, freshness, and what the views hold."""
+    from shared import night
+
+    night.run()

@@ -61,7 +61,7 @@ def nightly() -> None:
         try:
             _ready(state)
             Pause(state).check(_CUSTOMERS)
-            ask(state, settings, {}, supersede=True)
+            log.info("comparison %s was asked for", ask(state, settings, {}, supersede=True).run)
         except CarryOn as reason:
             log.info("%s", reason)
 

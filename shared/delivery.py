@@ -5,6 +5,7 @@
 What a page leaves behind is durable when `account` returns; only then may a mark pass it.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -92,6 +93,8 @@ class Delivery:
         self.drift = Drift(state, view, settings, first=mark.began is not None or trial, trial=trial)
         self._mapper = self.drift.mapper()
         self._notes = Notes(state, view)
+        self.accepted: Counter[str] = Counter()
+        """Operations that Customer.io has accepted, by the event's name, until somebody takes them out; see volume."""
 
     def __enter__(self) -> "Delivery":
         return self
@@ -204,6 +207,7 @@ class Delivery:
         rejections: list[Reason] = []
         undone: list[Operation] = []
         merged: list[int] = []
+        names: list[str] = []
         unknown = False
         all_fates = sent.sending.wait() if sent.sending else []
         for operation, fates in zip(sent.operations, all_fates, strict=True):
@@ -228,7 +232,9 @@ class Delivery:
                 merged.append(operation.row)
             elif fates[-1] is None:
                 delivered.add(_key(sent.page, operation.row))
+                names.append(operation.name)
             (accepted if fates[-1] is None else failed).append((operation.day, operation.digest))
+        self.accepted.update(names)
         if self._ledger is not None:
             self._ledger.record(accepted)
             self._ledger.release(failed)
@@ -251,8 +257,10 @@ class Delivery:
         """Of a page that cannot be accounted for, the ledger learns what was accepted: it may be ahead of the mark."""
         if self._ledger is not None and sent.sending is not None:
             fates = zip(sent.operations, sent.sending.wait(), strict=True)
+            accepted = [one for one, parts in fates if parts[-1] is None]
             with suppress(TryLater):
-                self._ledger.record([(one.day, one.digest) for one, parts in fates if parts[-1] is None])
+                self._ledger.record([(one.day, one.digest) for one in accepted])
+            self.accepted.update(one.name for one in accepted)
 
     def fold(self) -> None:
         """Put the ledger and the dead letters in order, at the end of a run."""

@@ -62,8 +62,8 @@ class Operation:
     """What one row becomes, as JSON: an event with the identify that must stand right before it, else one operation.
 
     `row` is its number in the page, `person` the id of whom it is about. `digest` (16 bytes) names an event, a merge or
-    a removal in the ledger, `time` is its unix seconds. `action` is a removal's, `secondary` a merge's: "id" or
-    "email", and who.
+    a removal in the ledger, `time` is its unix seconds. `name` is an event's, `action` a removal's, `secondary` a
+    merge's: "id" or "email", and who.
     """
 
     row: int
@@ -73,6 +73,7 @@ class Operation:
     time: int = 0
     action: str = ""
     secondary: tuple[str, str] | None = None
+    name: str = ""
 
     @property
     def day(self) -> int:
@@ -269,7 +270,7 @@ class Mapper:
             if now_counts and (state := _present(person_names, person[row], self._cleared)):
                 parts = [_identify(whose, page.read_at, state), event]
             if payloads := _encode(row, parts, bad):
-                operations.append(Operation(row, whose, payloads, ledger_id, times[row]))
+                operations.append(Operation(row, whose, payloads, ledger_id, times[row], name=event_names[row]))
         return Mapped(operations, bad, invalid_emails=invalid_emails)
 
     def _merges(self, columns: Sequence[Values], primaries: Callable[[Collection[str]], Mapping[str, str]]) -> Mapped:

@@ -9,17 +9,29 @@ again, under the same ULIDs.
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Literal
 
-from shared import comparison, drift, identity, readback, surge
+from shared import comparison, drift, freshness, identity, readback, surge, volume
 from shared.customerio import CustomerIo
 from shared.delivery import Delivery, Sent
 from shared.drift import Drift
-from shared.errors import Busy, NotLive, Paused, StateFault, SurgeStop, TidemarkError, TryLater, ViewFault, Waiting
+from shared.errors import (
+    Busy,
+    NotLive,
+    Paused,
+    StateFault,
+    StateUnavailable,
+    SurgeStop,
+    TidemarkError,
+    TryLater,
+    ViewFault,
+    Waiting,
+)
 from shared.flood import Flood
 from shared.gate import Gate
 from shared.ledger import SortedIds
@@ -247,14 +259,24 @@ class _Pass:
     def _deliver(self, delivery: Delivery, pages: Iterator[Page]) -> bool:
         """Send and account for page after page. False where time, or the room to remember rows, was up."""
         in_flight = 0 if self._sync.kind in _IN_ORDER else self._settings.customerio_batches_in_flight
-        return overlapped(
-            delivery,
-            pages,
-            in_flight,
-            send=lambda page: self._send(delivery, page),
-            account=lambda one: self._account(delivery, one),
-            may_go_on=self._may_go_on,
-        )
+        try:
+            return overlapped(
+                delivery,
+                pages,
+                in_flight,
+                send=lambda page: self._send(delivery, page),
+                account=lambda one: self._account(delivery, one),
+                may_go_on=self._may_go_on,
+            )
+        except TidemarkError as error:
+            # What was accepted of pages that are not accounted for counts, and what a person has paused is not late.
+            mark = self._measured(delivery, [])
+            if isinstance(error, Paused):
+                mark = replace(mark, looks=[freshness.look(self._view, self._survey)])
+            if mark != self._claim.mark and not isinstance(error, StateUnavailable):
+                with suppress(TidemarkError):
+                    self._claim.save(mark)
+            raise
 
     def _may_go_on(self) -> bool:
         if time.monotonic() >= self._deadline:
@@ -283,6 +305,23 @@ class _Pass:
     def _account(self, delivery: Delivery, one: _OnItsWay) -> None:
         ledgered = delivery.account(one.sent)
         self._advance(one, ledgered, delivery)
+
+    def _measured(self, delivery: Delivery, rows: Sequence[Sequence[object]]) -> Mark:
+        """The mark with what was accepted since the last time, and how fast these rows were; not in a first pass."""
+        mark, accepted = self._claim.mark, delivery.accepted
+        delivery.accepted = Counter()
+        if mark.walking or mark.began is not None:
+            return mark
+        now = self._source.now() + 1  # in whole seconds, and nothing is to look faster than it was
+        day = str(datetime.fromtimestamp(now, UTC).date())
+        counts, longest = freshness.took(self._view, mark.looks, (row[0] for row in rows), now)
+        if longest is not None:
+            self._result.freshness = round(max(self._result.freshness or 0.0, longest), 3)
+        return replace(
+            mark,
+            volume=volume.add(mark.volume, day, accepted),
+            freshness=volume.add(mark.freshness, day, counts),
+        )
 
     def _stamped(self, page: Page) -> Page:
         """The page with a time of reading that no earlier page's exceeds, though SQL Server's clock went back.
@@ -428,8 +467,8 @@ class _Pass:
         return True
 
     def _advance(self, one: _OnItsWay, ledgered: int, delivery: Delivery) -> None:
-        mark = self._claim.mark
         page = one.sent.page
+        mark = self._measured(delivery, [page.rows[operation.row] for operation in one.sent.operations])
         last = page.last
         if not mark.walking or len(self._met) < _MOST_RECENT:  # to send a person again does no harm
             self._known.update(one.recent)
@@ -506,6 +545,9 @@ class _Pass:
             done = replace(done, behind=self._started_at)
         if not mark.walking and self._result.outcome == "ok":  # a walk has read what was there when it began
             done = replace(done, seen=Seen(self._survey.bound, self._survey.now.isoformat()))
+        if not mark.walking and mark.began is None:
+            latest = freshness.look(self._view, self._survey)
+            done = replace(done, looks=freshness.looked(mark.looks, latest, self._horizon))
         if done != mark:
             self._claim.save(done)
         self._result.read_to_end = done.seen.at if done.seen else ""

@@ -35,8 +35,9 @@ class Run:
     that were left out, `held_back_minutes` how long an open transaction has kept newer rows from being read. `stop` is
     what the run stopped before: flood, mass_change or emptied. `withheld` is how many columns somebody must look at,
     `dead_letter_depth` how many letters the list holds; None where the run did not come to know. `read_to_end` is when
-    the view was last read to its end (ISO 8601, UTC, SQL Server's clock). `seconds` is wall time. `findings` are for a
-    person to look at: they may name ids, so they are in the record and in no log.
+    the view was last read to its end (ISO 8601, UTC, SQL Server's clock), `freshness` the most seconds that a row
+    took from its commit to its acceptance, of those that were new in this run. `seconds` is wall time. `findings` are
+    for a person to look at: they may name ids, so they are in the record and in no log.
     """
 
     run: str
@@ -66,6 +67,7 @@ class Run:
     withheld: int | None = None
     dead_letter_depth: int | None = None
     read_to_end: str = ""
+    freshness: float | None = None
     message: str = ""
     findings: list[str] = field(default_factory=list)
 

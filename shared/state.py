@@ -5,6 +5,8 @@
     types.json                             the types of all columns: see drift
     fingerprints/                          what was last sent of each person: see fingerprints
     findings/                              what checks have found: see findings
+    volume.json                            what was accepted, by day: see volume
+    census.json                            what the columns of the views hold: see census
     pause.json                             what a person has paused: see pause
     runs/<run>/                            what a person asked for, and how far it is: see resync
     syncs/<sync>/mark.json                 the mark; its lease makes one pass at a time the sync's only writer
@@ -90,6 +92,8 @@ class Mark:
     had changed: once they may go, what has changed since is sent again; without a cursor it means everybody.
     `mending` is where the mark stood before it went back to `incomplete`: so far a pass is no surge.
     `latest_rows` and `latest_bad` are Flood's: {reason: count}.
+    `volume` is what Customer.io has accepted, {day: {event name: count}}, and `freshness` how fast, {day: {seconds:
+    rows}}, both of the last days, as `night` takes them over; `looks` is what `freshness` is measured by.
     `recent` (updated_at only) are the digests, 16 bytes each, of rows beyond the position that are accounted for.
     """
 
@@ -116,6 +120,9 @@ class Mark:
     mending: Position | None = None
     latest_rows: int = 0
     latest_bad: Mapping[str, int] = field(default_factory=dict)
+    volume: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    freshness: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    looks: Sequence[Seen] = ()
     recent: bytes = field(default=b"", repr=False)
 
     def without_keys(self) -> "Mark":
@@ -160,9 +167,13 @@ class Mark:
                 mending=_position(stored["mending"]),
                 latest_rows=int(stored["latest_rows"]),
                 latest_bad=dict(stored["latest_bad"]),
+                # marks of earlier versions have none of these
+                volume={day: dict(counts) for day, counts in stored.get("volume", {}).items()},
+                freshness={day: dict(counts) for day, counts in stored.get("freshness", {}).items()},
+                looks=tuple(Seen(**one) for one in stored.get("looks", ())),
                 recent=bytes.fromhex(stored["recent"]),
             )
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise StateFault(
                 f"The mark {name} is damaged. Restore an earlier version of that blob; do not delete it."
             ) from None

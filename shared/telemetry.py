@@ -87,6 +87,13 @@ STOPS = Metric(
     "Runs that stopped before they sent or set aside too much: `flood`, `mass_change` or `emptied`.",
 )
 POISON = Metric("tidemark.slices_given_up", "count", "slices", (), "Slices of a run that failed again and again.")
+FRESHNESS = Metric(
+    "tidemark.freshness",
+    "value",
+    "s",
+    (),
+    "From a row's commit to its acceptance, the longest of a run's new rows; by `row_version` at most so long.",
+)
 FINDINGS = Metric(
     "tidemark.findings",
     "value",
@@ -97,7 +104,7 @@ FINDINGS = Metric(
 
 METRICS = (
     RUNS, SECONDS, ROWS, OPERATIONS, HELD, ALREADY_SENT, DEAD_LETTERS, DEAD_LETTER_DEPTH, REQUESTS, THROTTLED, MARK_AGE,
-    HELD_BACK, DRIFT, STOPS, POISON, FINDINGS,
+    HELD_BACK, DRIFT, STOPS, POISON, FRESHNESS, FINDINGS,
 )  # fmt: skip
 
 # A value is a histogram, because the SDK repeats a gauge's last value for as long as the process lives: of what is over
@@ -168,6 +175,8 @@ def _points(run: Run) -> Iterator[tuple[Metric, float, dict[str, str]]]:
     if run.read_to_end:
         age = (datetime.now(UTC) - datetime.fromisoformat(run.read_to_end).replace(tzinfo=UTC)).total_seconds()
         yield MARK_AGE, max(0.0, age), {}  # SQL Server's clock may be ahead
+    if run.freshness is not None:
+        yield FRESHNESS, run.freshness, {}
     if run.held_back_minutes:
         yield HELD_BACK, run.held_back_minutes, {}
     if run.withheld is not None:

@@ -324,6 +324,11 @@ class View:
         """A moment in UTC as a literal of `updated_at`."""
         return self._literal(self.cursor, moment)
 
+    def time_of(self, cursor: str) -> datetime:
+        """The moment of a literal of `updated_at`: the inverse of `cursor_at`."""
+        zone = ZoneInfo("UTC") if self.cursor.type == "datetimeoffset" else self._zone
+        return datetime.fromisoformat(cursor[:26]).replace(tzinfo=zone)
+
     def moment_at(self, moment: datetime) -> str:
         """A moment in UTC as a literal of the column `moment`."""
         return self._literal(cast("Column", self.moment), moment)
@@ -570,6 +575,12 @@ class View:
         """1 where a key comes before another, 0 where not: only the server knows its order."""
         text = f"SELECT CASE WHEN {self._key_parameter} < {self._key_parameter} THEN 1 ELSE 0 END"
         return text, [str(key), str(other)]
+
+    def census(self, within: Within) -> tuple[str, list[object]]:
+        """How many rows are meant, and in how many of them each of `fields` is not NULL."""
+        where, parameters = self._within(within)
+        filled = "".join(f", COUNT(v.{quote(field.name)})" for field in self.fields)
+        return f"SELECT COUNT(*){filled} FROM {self._rows(where)}", parameters
 
     def without_cursor(self) -> tuple[str, list[object]]:
         """How many rows no pass will ever read, because their cursor is NULL."""

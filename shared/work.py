@@ -53,13 +53,13 @@ def make_plan(message: str) -> None:
         except TryLater:
             raise
         except TidemarkError as error:
-            runs.change(run, [Stage.PLANNING], state=Stage.FAILED, message=str(error), finished=now())
+            _tell(runs.change(run, [Stage.PLANNING], state=Stage.FAILED, message=str(error), finished=now()))
             return
         except Exception as error:
             raise unforeseen(error) from None
         if planned.refused:
             changes = {"plan": planned.plan, "message": planned.refused, "state": Stage.FAILED, "finished": now()}
-            runs.change(run, [Stage.PLANNING], **changes)
+            _tell(runs.change(run, [Stage.PLANNING], **changes))
             return
         runs.write_slices(run, planned.slices)
         stage = Stage.AWAITING if planned.needs_approval else Stage.RUNNING
@@ -67,7 +67,7 @@ def make_plan(message: str) -> None:
             stage = Stage.PLANNED
         expires = (datetime.now(UTC) + planned.expires).isoformat(timespec="milliseconds")
         changes = {"plan": planned.plan, "private": planned.private, "state": stage, "expires": expires}
-        runs.change(run, [Stage.PLANNING], **changes)
+        _tell(runs.change(run, [Stage.PLANNING], **changes))
         if stage is Stage.RUNNING:
             _send_due(settings, runs, run)
 
@@ -117,6 +117,9 @@ def _deliver(state: State, settings: Settings, asked: Asked, one: Mapping[str, A
         report.message = str(stop)
         raise stop from None
     finally:
+        told = {"run": asked.run, "slice": one["number"], "sync": one["sync"], "status": report.status}
+        told |= {"tries": report.tries, "message": report.message, **report.counts}
+        log.info("slice %s", json.dumps(told))
         lease.save()
 
 
@@ -142,13 +145,14 @@ def give_up_plan(message: str) -> None:
     """A message of the other poison queue: the run has failed."""
     run = json.loads(message)["run"]
     with closing(State(load())) as state:
-        Runs(state).change(
+        failed = Runs(state).change(
             run,
             [Stage.PLANNING],
             state=Stage.FAILED,
             finished=now(),
             message="The plan could not be made in several tries. The log of the function tells why; ask again.",
         )
+    _tell(failed)
 
 
 def approve(run: str) -> Asked:
@@ -283,6 +287,13 @@ def _progress(runs: Runs, asked: Asked) -> dict[str, Any]:
     if by_status["poison"]:
         told["retry"] = f"POST /api/runs/{asked.run}/retry tries the slices again that were given up"
     return told
+
+
+def _tell(asked: Asked) -> None:
+    """One line in the log for a plan that was made, or not: its numbers, since the rest may name people."""
+    told = {"run": asked.run, "kind": asked.kind, "sync": asked.sync, "state": asked.state, "message": asked.message}
+    numbers = {name: value for name, value in asked.plan.items() if isinstance(value, int | float)}
+    log.log(logging.ERROR if asked.state is Stage.FAILED else logging.INFO, "plan %s", json.dumps(told | numbers))
 
 
 def _plan(state: State, settings: Settings, asked: Asked) -> Planned:
