@@ -73,7 +73,7 @@ KINDS = {
         "Look for the address there. If both are one person, merge them; else give the other another address first.",
     ),
     "email_swapped": (
-        "people have exchanged their addresses, and each still has the former one, because no two can have one at a time",
+        "people have exchanged their addresses, and each still has the former one, since no two can have one at a time",
         "Give the first an address that nobody has; touch the row of the second; give the first the right one again.",
     ),
     readback.FAILED: ("Customer.io did not make the change", _LOG),

@@ -54,7 +54,7 @@ def note(state: State, check: str, found: Sequence[Finding], sync: str = "all") 
     """Replace what `check` had found before, and tell the metrics how many there are. Raises StateUnavailable."""
     kept = [Finding(one.about, one.what, one.do, one.count, tuple(one.people)[:MOST_PEOPLE]) for one in found]
     noted = Noted(check, datetime.now(UTC).isoformat(timespec="seconds"), kept)
-    Document(state.container, _name(check)).change(lambda _: _to_json(noted))
+    _write(state, noted)
     telemetry.found(check, sync, len(kept))
     return noted
 
@@ -76,8 +76,7 @@ def forget(state: State, people: Collection[str]) -> None:
     for noted in everything(state):
         found = [_without(one, people) for one in noted.findings]
         if found != list(noted.findings):
-            left = replace(noted, findings=[one for one in found if one.count])
-            Document(state.container, _name(noted.check)).change(lambda _, left=left: _to_json(left))
+            _write(state, replace(noted, findings=[one for one in found if one.count]))
 
 
 def _without(finding: Finding, people: Collection[str]) -> Finding:
@@ -86,8 +85,8 @@ def _without(finding: Finding, people: Collection[str]) -> Finding:
     return replace(finding, people=kept, count=max(0, finding.count - gone)) if gone else finding
 
 
-def _to_json(noted: Noted) -> bytes:
-    return json.dumps(asdict(noted), indent=1).encode()
+def _write(state: State, noted: Noted) -> None:
+    Document(state.container, _name(noted.check)).change(lambda _: json.dumps(asdict(noted), indent=1).encode())
 
 
 def _name(check: str) -> str:
