@@ -192,3 +192,12 @@ def give_up_audit(message: func.QueueMessage) -> None:
     from shared import audit
 
     audit.give_up(message.get_body().decode())
+
+
+@app.function_name("audit_report")
+@app.route("audits/{sync}", methods=["GET"], auth_level=func.AuthLevel.FUNCTION)
+def audit_report(req: func.HttpRequest) -> func.HttpResponse:
+    """Show what the audits of a sync have found."""
+    from shared import http
+
+    return http.audit_report(req)

@@ -136,8 +136,8 @@ def ask(settings: Settings, run: str, sync: Sync, sample: Sample, people: People
 
 
 def _delay(settings: Settings, look: int) -> int:
-    """Seconds before the first, second and third look: 1, 3 and 10 minutes where QA_WAIT_SECONDS is what it is."""
-    return (settings.qa_wait_seconds * (3, 9, 30)[look]) // 9
+    """Seconds before the first, second and third look: 1, 3 and 9 minutes where QA_WAIT_SECONDS is what it is."""
+    return settings.qa_wait_seconds * (1, 3, 9)[look] // 3
 
 
 _LAST_LOOK = 2
@@ -168,6 +168,11 @@ class _Book:
 
 
 _FOLDER = "audits/"
+
+
+def check(sync: Sync) -> str:
+    """The name under which the findings of a sync's audits are noted."""
+    return f"audit-{sync.name}"
 
 
 def forget(state: State, people: Collection[str]) -> None:
@@ -225,7 +230,7 @@ def carry_out(message: str) -> None:
             return _Book(now, dict([*left.items(), *differs.items()][-MOST_PEOPLE:])).to_json()
 
         book = _Book.from_json(document.change(change), name)
-        findings.note(state, f"audit-{sync.name}", _told(sync, book.open), sync.name)
+        findings.note(state, check(sync), _told(sync, book.open), sync.name)
 
 
 _CERTAIN = ("failed_event", "event_twice")

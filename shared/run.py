@@ -36,7 +36,7 @@ class Run:
     what the run stopped before: flood, mass_change or emptied. `withheld` is how many columns somebody must look at,
     `dead_letter_depth` how many letters the list holds; None where the run did not come to know. `read_to_end` is when
     the view was last read to its end (ISO 8601, UTC, SQL Server's clock). `seconds` is wall time. `findings` are for a
-    person to look at: they may name ids, so they are in the record and in no log.
+    person to look at: they are in the record, and in the log only their number.
     """
 
     run: str

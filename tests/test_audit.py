@@ -21,7 +21,7 @@ from tests.conftest import SYNCS, Deployment
 from tests.test_golive import add_merges, add_removals
 from tests.test_passes import add_customers, make_tables
 from tests.test_qa import identify, track
-from tests.test_resync import Worker, add_young_orders, call_queue, go_live, resynced
+from tests.test_resync import Worker, add_young_orders, call, call_queue, go_live, resynced
 
 VALUES = "CAST('2026-01-02 03:04:05' AS datetime2(0)) AS bought_at, CAST(29.90 AS decimal(9, 2)) AS ltv"
 
@@ -114,11 +114,12 @@ def test_a_pass_sends_for_one_audit_and_a_pass_that_sent_nothing_for_none(shop, 
 
 
 def test_everything_that_was_sent_has_the_same_chance_to_be_drawn(shop):
-    people = People(State(shop.settings()))
+    settings = shop.settings(AUDIT_PEOPLE=3)
+    people = People(State(settings))
     operations = [(str(number), Operation(0, str(number), (b'{"attributes": {}}',))) for number in range(30)]
     drawn: Counter[str] = Counter()
     for _ in range(600):
-        sample = Sample(SYNCS["customers"], shop.settings(AUDIT_PEOPLE=3))
+        sample = Sample(SYNCS["customers"], settings)
         for page in range(0, 30, 10):
             sample.draw(operations[page : page + 10])
         drawn.update(sample.sealed(SYNCS["customers"], people).keys())
@@ -246,6 +247,25 @@ def test_who_was_removed_or_merged_since_is_not_judged(shop, worker):
     assert (found(shop), found(shop, "orders")) == ([], [])
 
 
+def test_a_change_that_failed_to_what_the_row_no_longer_says_is_no_finding(shop, worker):
+    shop.run("customers")
+    judge(shop, worker)
+    shop.sql.execute("UPDATE shop.customers SET email = 'new@example.com' WHERE customer_id = 1")
+    shop.run("customers")
+    shop.sql.execute("UPDATE shop.customers SET email = 'newer@example.com' WHERE customer_id = 1")
+    judge(shop, worker)
+    assert found(shop) == []
+
+
+def test_the_state_of_another_account_is_not_judged(shop, worker, monkeypatch):
+    shop.run("customers")
+    other = shop.workspace.site_id + "x"
+    monkeypatch.setenv("CUSTOMERIO_SITE_ID", other)
+    delete(shop, "1")
+    judge(shop, worker)
+    assert shop.blobs("findings/") == []
+
+
 def test_an_update_that_was_skipped_rightly_is_no_finding(shop, worker):
     shop.run("customers")
     identify(shop, "1", int(time.time()) - 3600, tier="bronze")  # of somebody whose clock is behind
@@ -287,7 +307,6 @@ def test_an_update_that_was_skipped_is_found_of_whomever(shop, worker, monkeypat
 
 def test_an_event_that_is_shown_twice_one_that_failed_and_one_that_is_gone_are_found(shop, worker):
     add_young_orders(shop.sql, range(100, 110))
-    shop.workspace.add_fault(when_event_id="103", events="twice")
     shop.workspace.add_fault(when_event_id=103, events="twice")
     shop.run("orders")
     delete(shop, "5")
@@ -394,6 +413,17 @@ def test_the_metric_tells_how_many_findings_there_are(shop, worker, watch):
     judge(shop, worker)
     told = [(labels, amount) for name, labels, amount in watch.points if name == "tidemark.findings"]
     assert told[-1] == ({"sync": "customers", "check": "audit-customers"}, 2)
+
+
+def test_the_report_names_who_it_is_and_is_there_once_something_was_audited(shop, worker):
+    status, answer = call("audit_report", sync="customers")
+    assert (status, "audited" in answer["error"]) == (404, True)
+    shop.run("customers")
+    identify(shop, "1", later(), tier="silver")
+    judge(shop, worker)
+    status, answer = call("audit_report", sync="customers")
+    assert (status, answer["check"]) == (200, "audit-customers")
+    assert [(one["about"], one["people"]) for one in answer["findings"]] == [("attribute tier", ["1"])]
 
 
 # --- the App API is everybody's ---------------------------------------------------------------------------------------
