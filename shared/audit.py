@@ -231,6 +231,11 @@ def carry_out(message: str) -> None:
 
         book = _Book.from_json(document.change(change), name)
         findings.note(state, check(sync), _told(sync, book.open), sync.name)
+        people = People(state)
+        people.refresh()
+        if removed := people.removed({person for person, _ in book.open}):  # a removal's own purge may have come before
+            forget(state, removed)
+            findings.forget(state, removed)
 
 
 _CERTAIN = ("failed_event", "event_twice")
