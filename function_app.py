@@ -183,3 +183,30 @@ def night(timer: func.TimerRequest) -> None:
     from shared import night
 
     night.run()
+
+
+@app.function_name("audit")
+@app.queue_trigger(arg_name="message", queue_name="%STATE_CONTAINER%-audits", connection="AzureWebJobsStorage")
+def audit(message: func.QueueMessage) -> None:
+    """Read back some of what a run has sent."""
+    from shared import audit
+
+    audit.carry_out(message.get_body().decode())
+
+
+@app.function_name("give_up_audit")
+@app.queue_trigger(arg_name="message", queue_name="%STATE_CONTAINER%-audits-poison", connection="AzureWebJobsStorage")
+def give_up_audit(message: func.QueueMessage) -> None:
+    """Say that an audit failed again and again, and drop it."""
+    from shared import audit
+
+    audit.give_up(message.get_body().decode())
+
+
+@app.function_name("audit_report")
+@app.route("audits/{sync}", methods=["GET"], auth_level=func.AuthLevel.FUNCTION)
+def audit_report(req: func.HttpRequest) -> func.HttpResponse:
+    """Show what the audits of a sync have found."""
+    from shared import http
+
+    return http.audit_report(req)

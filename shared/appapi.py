@@ -8,7 +8,7 @@ import json
 import logging
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote
 
 import httpx
@@ -40,6 +40,10 @@ class Holder:
     cio_id: str | None
 
 
+ChangeType = Literal["failed_attribute_change", "skipped_update"]
+"""The lines of the activity log about changes that were not made: failed, or older than what was there."""
+
+
 @dataclass(frozen=True, slots=True)
 class FailedChange:
     """A change of a person's attribute that Customer.io accepted and then did not make.
@@ -63,6 +67,15 @@ class StoredEvent:
     name: str
     ulid: str
     event_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class FailedEvent:
+    """An event that Customer.io accepted and then did not take: of whom, its name and its property `event_id`."""
+
+    person: str
+    name: str
+    event_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +144,7 @@ class AppApi:
         One request for each 100. What they are is customers' data: to compare with, and to show to who has asked.
         """
         return {
-            person: {name: _as_text(value) for name, value in _inner(one, "attributes").items() if value is not None}
+            person: {name: as_text(value) for name, value in _inner(one, "attributes").items() if value is not None}
             for one in self._people(ids)
             if (person := _holder(one).id) is not None and person in ids
         }
@@ -153,7 +166,7 @@ class AppApi:
             yield StoredEvent(
                 str(one.get("name") or ""),
                 str(one.get("id") or "").upper(),
-                None if event_id is None else _as_text(event_id),
+                None if event_id is None else as_text(event_id),
             )
 
     def holders(self, email: str) -> list[Holder]:
@@ -184,31 +197,45 @@ class AppApi:
             for one in _listed(answer, "campaigns")
         ]
 
-    def failed_changes(self, since: int) -> Iterator[FailedChange]:
+    def failed_changes(self, since: int, of_type: ChangeType = "failed_attribute_change") -> Iterator[FailedChange]:
         """The changes of attributes that failed at or after a unix time in seconds, newest first, read by pages of 100.
 
-        They are the lines `failed_attribute_change` of the activity log, which reaches back 30 days. Their shape is
-        documented for changes that succeed only, so a line of another shape is left out, and a warning says so.
+        The activity log reaches back 30 days. The shape of its lines is documented for changes that succeed only, so a
+        line of another shape is left out, and a warning says so. One of `skipped_update` may name the value alone.
         """
         odd = False
-        for activity in self._pages("/v1/activities", "activities", type="failed_attribute_change"):
+        for activity, at in self._failures(of_type, since):
+            changes = {
+                name: change["to"] if isinstance(change, dict) and "to" in change else change
+                for name, change in _inner(activity, "data").items()
+                if of_type == "skipped_update" or (isinstance(change, dict) and "to" in change)
+            }
+            if at is not None and changes:
+                yield from (FailedChange(_person(activity), name, to, at) for name, to in changes.items())
+            else:
+                odd = odd or _warn_of_shape(of_type)
+
+    def failed_events(self, since: int) -> Iterator[FailedEvent]:
+        """The events that failed at or after a unix time in seconds, as `failed_changes` has changes.
+
+        Lines that do not name person, event and event_id are left out, and a warning says so.
+        """
+        odd = False
+        for activity, at in self._failures("failed_event", since):
+            person, name = _person(activity), _text(activity, "name")
+            event_id = _inner(activity, "data").get("event_id")
+            if at is not None and person and name and event_id is not None:
+                yield FailedEvent(person, name, as_text(event_id))
+            else:
+                odd = odd or _warn_of_shape("failed_event")
+
+    def _failures(self, of_type: str, since: int) -> Iterator[tuple[dict[str, Any], int | None]]:
+        """Lines of the activity log and their times, None where that is in another shape."""
+        for activity in self._pages("/v1/activities", "activities", type=of_type):
             at = activity.get("timestamp")
             if isinstance(at, int) and at < since:
                 return
-            person = _text(_inner(activity, "customer_identifiers"), "id") or _text(activity, "customer_id")
-            changes = {
-                name: change["to"]
-                for name, change in _inner(activity, "data").items()
-                if isinstance(change, dict) and "to" in change
-            }
-            if isinstance(at, int) and changes:
-                yield from (FailedChange(person, name, to, at) for name, to in changes.items())
-            elif not odd:
-                odd = True
-                log.warning(
-                    "Customer.io's activity log has changes that failed (failed_attribute_change) in a shape that"
-                    " is not known. They are left out: look at them in Customer.io."
-                )
+            yield activity, at if isinstance(at, int) else None
 
     def _pages(
         self, path: str, name: str, limit: int = _PAGE, also: Collection[int] = (), **params: str
@@ -259,6 +286,19 @@ class AppApi:
         raise _not_the_app_api(status)
 
 
+def _person(activity: dict[str, Any]) -> str | None:
+    return _text(_inner(activity, "customer_identifiers"), "id") or _text(activity, "customer_id")
+
+
+def _warn_of_shape(of_type: str) -> bool:
+    log.warning(
+        "Customer.io's activity log has failures (%s) in a shape that is not known. They are left out: look at them in"
+        " Customer.io.",
+        of_type,
+    )
+    return True
+
+
 def _not_the_app_api(status: int) -> ConfigurationFault:
     return ConfigurationFault(
         f"Customer.io's App API answers {status} with what it never should."
@@ -299,7 +339,8 @@ def _text(outer: dict[str, Any], name: str) -> str | None:
     return None if value is None or value == "" else str(value)
 
 
-def _as_text(value: Any) -> str:
+def as_text(value: Any) -> str:
+    """A value as the App API shows it."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 

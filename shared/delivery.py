@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import compress
 
-from shared import identity
+from shared import audit, identity
 from shared.appapi import AppApi
 from shared.customerio import Barred, CustomerIo, Group, Rejection, Sending
 from shared.deadletters import DeadLetters, Failure
@@ -95,6 +95,7 @@ class Delivery:
         self._notes = Notes(state, view)
         self.accepted: Counter[str] = Counter()
         """Operations that Customer.io has accepted, by the event's name, until somebody takes them out; see volume."""
+        self._sample = audit.Sample(self._sync, settings)
 
     def __enter__(self) -> "Delivery":
         return self
@@ -203,6 +204,7 @@ class Delivery:
         failures = [self._failure(sent.page, row, field, reason) for row, (field, reason) in sent.bad.items()]
         delivered = set(sent.settled)
         accepted: list[Entry] = []
+        arrived: list[tuple[str, Operation]] = []
         failed: list[Entry] = []
         rejections: list[Reason] = []
         undone: list[Operation] = []
@@ -233,6 +235,7 @@ class Delivery:
             elif fates[-1] is None:
                 delivered.add(_key(sent.page, operation.row))
                 names.append(operation.name)
+                arrived.append((_key(sent.page, operation.row), operation))
             (accepted if fates[-1] is None else failed).append((operation.day, operation.digest))
         self.accepted.update(names)
         if self._ledger is not None:
@@ -244,6 +247,7 @@ class Delivery:
             raise self._client.failure
         self._refuse_flood(0, rejections)
         self._set_aside(failures, delivered)
+        self._sample.draw(arrived)
         if self._sync.kind is Kind.PROFILE:
             self._notes.add(sent.page, self.drift.withheld.keys())
         ledgered = len(accepted) if self._ledger is not None else 0
@@ -268,6 +272,10 @@ class Delivery:
             self._ledger.fold()
         self._dead_letters.fold()
         self._run.dead_letter_depth = self._dead_letters.depth()
+
+    def audit(self) -> None:
+        """Let some of those be read back, later, of whom something was accepted."""
+        audit.ask(self._settings, self._run.run, self._sync, self._sample, self._people)
 
     def _failure(self, page: Page, row: int, field: str | None, reason: str) -> tuple[str, Failure]:
         position = position_of(page.rows[row])

@@ -6,8 +6,8 @@ and the metrics are told what is wrong and how many, and never who.
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -54,7 +54,7 @@ def note(state: State, check: str, found: Sequence[Finding], sync: str = "all") 
     """Replace what `check` had found before, and tell the metrics how many there are. Raises StateUnavailable."""
     kept = [Finding(one.about, one.what, one.do, one.count, tuple(one.people)[:MOST_PEOPLE]) for one in found]
     noted = Noted(check, datetime.now(UTC).isoformat(timespec="seconds"), kept)
-    Document(state.container, _name(check)).change(lambda _: json.dumps(asdict(noted), indent=1).encode())
+    _write(state, noted)
     telemetry.found(check, sync, len(kept))
     return noted
 
@@ -69,6 +69,24 @@ def everything(state: State) -> list[Noted]:
     with storage_errors():
         names = sorted(blob.name for blob in state.container.list_blobs(_FOLDER))
     return [noted for name in names if (noted := _read(state, name))]
+
+
+def forget(state: State, people: Collection[str]) -> None:
+    """Keep nothing of these people, who were removed. Raises StateUnavailable, StateFault."""
+    for noted in everything(state):
+        found = [_without(one, people) for one in noted.findings]
+        if found != list(noted.findings):
+            _write(state, replace(noted, findings=[one for one in found if one.count]))
+
+
+def _without(finding: Finding, people: Collection[str]) -> Finding:
+    kept = [one for one in finding.people if one not in people]
+    gone = len(finding.people) - len(kept)
+    return replace(finding, people=kept, count=max(0, finding.count - gone)) if gone else finding
+
+
+def _write(state: State, noted: Noted) -> None:
+    Document(state.container, _name(noted.check)).change(lambda _: json.dumps(asdict(noted), indent=1).encode())
 
 
 def _name(check: str) -> str:

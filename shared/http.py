@@ -11,7 +11,7 @@ from typing import Annotated, Any, Self
 import azure.functions as func
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from shared import passes, pileup, plan, qa, replay, work
+from shared import audit, findings, passes, pileup, plan, qa, replay, work
 from shared.deadletters import DeadLetters
 from shared.errors import CarryOn, NotThere, TidemarkError, TryLater, WrongRequest
 from shared.pause import Pause
@@ -268,6 +268,20 @@ def replay_dead_letters(request: func.HttpRequest) -> func.HttpResponse:
         sync = _sync(request)
         body = Replay.model_validate_json(request.get_body() or b"{}")
         return _json(200, asdict(replay.replay(sync, body.keys, body.reason, confirmed=body.confirm)))
+
+    return _answer(act)
+
+
+def audit_report(request: func.HttpRequest) -> func.HttpResponse:
+    """GET /api/audits/{sync}: what the audits of a sync have found, with the ids of whom it concerns."""
+
+    def act() -> func.HttpResponse:
+        sync = _sync(request)
+        with closing(State(load())) as state:
+            noted = findings.last(state, audit.check(sync))
+        if noted is None:
+            raise NotThere(f"Nothing that {sync.name} has sent was audited yet.")
+        return _json(200, asdict(noted))
 
     return _answer(act)
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from shared import audit, findings
 from shared.appapi import AppApi
 from shared.deadletters import DeadLetters
 from shared.mapping import Bad, Operation
@@ -97,10 +98,13 @@ def record_removals(operations: Iterable[Operation], people: People) -> None:
 
 
 def purge_removed(operations: Iterable[Operation], people: People, state: State, run: str, settings: Settings) -> None:
-    """Drop the dead letters of who is removed, in all syncs."""
-    if hashes := {people.hash_of(one.person) for one in operations if one.action != "restore"}:
+    """Drop the dead letters of who is removed, in all syncs, and what checks have found of them."""
+    if removed := {one.person for one in operations if one.action != "restore"}:
+        hashes = {people.hash_of(person) for person in removed}
         for sync in CATALOGUE:
             DeadLetters(state.container, sync, run, settings.dead_letter_days).purge(hashes)
+        audit.forget(state, removed)
+        findings.forget(state, removed)
 
 
 def to_repeat(before: Sequence[Operation], people: People) -> list[Operation]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Literal
 
-from shared import comparison, drift, freshness, identity, readback, surge, volume
+from shared import comparison, drift, freshness, identity, surge, volume
 from shared.customerio import CustomerIo
 from shared.delivery import Delivery, Sent
 from shared.drift import Drift
@@ -27,7 +27,6 @@ from shared.errors import (
     StateFault,
     StateUnavailable,
     SurgeStop,
-    TidemarkError,
     TryLater,
     ViewFault,
     Waiting,
@@ -209,7 +208,6 @@ class _Pass:
         with delivery:
             if mark.account != account_digest(self._settings):
                 delivery.client()
-            self._read_back()
             self._mend(delivery.drift)
             order: Literal["walk", "changed"] = "walk" if self._claim.mark.walking else "changed"
             pages: Iterator[Page] = self._source.pages(view, order, self._start(), self._until)
@@ -220,6 +218,7 @@ class _Pass:
                 delivery.drift.settle()
                 self._finish(held_back)
             delivery.fold()
+            delivery.audit()
             self._say(delivery.drift, count=complete and mark.began is not None)
 
     def _mend(self, drift: Drift) -> None:
@@ -394,18 +393,6 @@ class _Pass:
         call = f'POST /api/syncs/{self._sync.name}/release with {{"reason": "{reason}"}}'
         return f"If it is meant, {call} lets this one pass."
 
-    def _read_back(self) -> None:
-        """Find the changes of an address that Customer.io did not take since the last time, if it can be asked."""
-        mark = self._claim.mark
-        if self._sync.kind is not Kind.PROFILE or mark.unchecked is None or not self._settings.customerio_app_api_key:
-            return
-        try:
-            self._result.findings += readback.failed_addresses(self._settings, mark.unchecked)
-        except TidemarkError as error:
-            self._result.message = str(error)  # to read back is worth a try, and no more
-            return
-        self._claim.save(replace(mark, unchecked=None))
-
     def _say(self, drift: Drift, count: bool) -> None:
         """Put into the run's message what a person should know of the view; `count`: also rows without cursor."""
         says = [self._result.message] if self._result.message else []
@@ -488,8 +475,6 @@ class _Pass:
                 rows += len(page.rows)
                 counts = surge.count_empty([field.name for field in self._view.fields], page.rows)
                 empty = {name: count + empty.get(name, 0) for name, count in counts.items()}
-            if one.sent.operations and self._sync.kind is Kind.PROFILE and mark.unchecked is None:
-                mark = replace(mark, unchecked=page.read_at)
             if self._sync.kind is Kind.PROFILE and delivery.drift.without:
                 since = Position(None, None) if mark.walking else mark.position
                 without = sorted(delivery.drift.without.union(mark.without))

@@ -1,4 +1,4 @@
-"""The two storage queues that bring work to functions: plans to make, and slices to deliver.
+"""The storage queues that bring work to functions: plans to make, slices to deliver, and what is to be audited.
 
 Their names begin with the state container's, so that two deployments on one account do not take each other's work.
 """
@@ -14,7 +14,7 @@ from azure.storage.queue import QueueClient
 from shared.settings import Settings
 from shared.state import managed_identity, storage_errors
 
-Queue = Literal["plans", "slices"]
+Queue = Literal["plans", "slices", "audits"]
 
 
 class Queues:

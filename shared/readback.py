@@ -1,54 +1,52 @@
-"""What Customer.io has accepted and not applied: changes of an address. 2xx says nothing about them.
+"""What Customer.io has accepted and not applied, as its activity log tells: 2xx says nothing about it.
 
 Facts (Customer.io's documentation): a person's address can be changed by id only where the workspace allows "updates to
-email using ID", and no two people have one address. Either way the call is answered with 200, and only a line in the
-activity log tells.
+email using ID", and no two people have one address. An update that is older than what is there is skipped. In each case
+the call is answered with 200, and only a line in the activity log tells.
 """
 
-from shared.appapi import AppApi, FailedChange
-from shared.settings import Settings
+from collections.abc import Mapping
+from itertools import islice
 
-_MOST = 20
-"""Findings that are spelled out; each may cost a request."""
+from shared.appapi import AppApi, ChangeType, FailedChange
+
+_LINES = 500
+"""Lines of each type that are read; each 100 cost a request."""
+
+_OWNERS = 20
+"""Addresses whose owners are looked up; each costs a request, or two."""
+
+FAILED: ChangeType = "failed_attribute_change"
+SKIPPED: ChangeType = "skipped_update"
+
+Changes = Mapping[tuple[str, str], tuple[ChangeType, FailedChange]]
+"""The latest change that was not made, by (person, attribute), and why it was not."""
 
 
-def failed_addresses(settings: Settings, since: int) -> list[str]:
-    """Findings about the addresses that were not taken since then (unix seconds), each with its repair.
+def changes_not_made(app: AppApi, since: int) -> Changes:
+    """The changes of attributes that were not made at or after `since` (unix seconds). Raises what AppApi raises."""
+    found: dict[tuple[str, str], tuple[ChangeType, FailedChange]] = {}
+    for of_type in (FAILED, SKIPPED):
+        for change in islice(app.failed_changes(since, of_type), _LINES):
+            if change.person is not None:
+                found.setdefault((change.person, change.attribute), (of_type, change))  # the newest comes first
+    return found
 
-    They name ids and no address. Raises what AppApi raises.
+
+def why_addresses_failed(app: AppApi, wanted: Mapping[str, str]) -> dict[str, str]:
+    """Why these people did not get these addresses, {person: address}: a kind of audit.KINDS for each, some 20 at most.
+
+    Raises what AppApi raises.
     """
-    with AppApi(settings) as app:
-        failed: dict[str, FailedChange] = {}
-        for change in app.failed_changes(since):  # the newest first
-            if change.attribute == "email" and change.person and isinstance(change.wanted, str):
-                failed.setdefault(change.person, change)
-        owners = {person: _owner(app, str(change.wanted), person) for person, change in list(failed.items())[:_MOST]}
-    findings = []
-    forbidden = []
-    for person, owner in owners.items():
-        if owner is None:
-            forbidden.append(person)
-        elif owners.get(owner) == person:
-            if person < owner:
-                findings.append(
-                    f"Customers {person} and {owner} have exchanged their addresses, and at Customer.io each still has"
-                    f" the old one, because no two people can have one address at a time. Nothing was cleared. The way"
-                    f" out, with a pass of customers after each step: give {person} an address that nobody has; touch"
-                    f" the row of {owner}, who then gets the new one; give {person} the right one again."
-                )
-        else:
-            findings.append(
-                f"The new address of customer {person} belongs to {owner} at Customer.io, so {person} keeps the old"
-                f" one. If both are one person, merge them; else give {owner} another address in the view first."
-            )
-    if forbidden:
-        findings.append(
-            f"{len(forbidden)} changes of an address were not taken, of customers {', '.join(forbidden)}: turn on"
-            " 'Allow updates to email using ID' in the settings of the workspace, then touch these rows."
-        )
-    if len(failed) > _MOST:
-        findings.append(f"{len(failed) - _MOST} more changes of an address were not taken.")
-    return findings
+    owners = {person: _owner(app, email, person) for person, email in islice(wanted.items(), _OWNERS)}
+    return {
+        person: "email_forbidden"
+        if owner is None
+        else "email_swapped"
+        if owners.get(owner) == person
+        else "email_taken"
+        for person, owner in owners.items()
+    }
 
 
 def _owner(app: AppApi, email: str, person: str) -> str | None:

@@ -37,7 +37,7 @@ class Run:
     `dead_letter_depth` how many letters the list holds; None where the run did not come to know. `read_to_end` is when
     the view was last read to its end (ISO 8601, UTC, SQL Server's clock), `freshness` the most seconds that a row
     took from its commit to its acceptance, of those that were new in this run. `seconds` is wall time. `findings` are
-    for a person to look at: they may name ids, so they are in the record and in no log.
+    for a person to look at: they are in the record, and in the log only their number.
     """
 
     run: str

@@ -86,8 +86,8 @@ class Settings(BaseSettings):
     customerio_api_key: SecretStr = Field(description="API key of the Track API credentials.")
     customerio_app_api_key: SecretStr | None = Field(
         None,
-        description="Key of the App API, to look up what is really there. `merges` needs it; with it, `customers` finds"
-        " changes of an address that Customer.io did not take.",
+        description="Key of the App API, to look up what is really there. `merges` needs it; with it, what passes have"
+        " sent is audited.",
     )
     customerio_track_url: LoopbackUrl | None = Field(
         None, description="A stand-in for the Track API; loopback addresses only."
@@ -197,7 +197,8 @@ class Settings(BaseSettings):
         180,
         ge=0,
         le=1200,
-        description="Until then what Customer.io does not show yet is no difference to a QA sync; then it is.",
+        description="Until then what Customer.io does not show yet is no difference to a QA sync; then it is. An audit"
+        " looks after a third of it, then once more after it, and last after three times as long.",
     )
     segments: Segments = Field(
         default_factory=dict,

@@ -7,6 +7,7 @@
     findings/                              what checks have found: see findings
     volume.json                            what was accepted, by day: see volume
     census.json                            what the columns of the views hold: see census
+    audits/<sync>.json                     what differs, and who of it is to be looked at again: see audit
     pause.json                             what a person has paused: see pause
     runs/<run>/                            what a person asked for, and how far it is: see resync
     syncs/<sync>/mark.json                 the mark; its lease makes one pass at a time the sync's only writer
@@ -86,7 +87,6 @@ class Mark:
     it will have. Other syncs may go after this one by it.
     `stamped` is the latest time of reading that anything was sent with (unix seconds).
     `held_back` is the bound that an open transaction keeps from moving, and since when.
-    `unchecked` is since when (unix seconds) nobody has asked Customer.io which changes of an address it did not take.
     `first_rows` is how many rows the first pass has read, `first_empty` how often an attribute was empty in them.
     `incomplete` (profiles only) is where the mark stood when `without` columns were first left out because their types
     had changed: once they may go, what has changed since is sent again; without a cursor it means everybody.
@@ -112,7 +112,6 @@ class Mark:
     seen: Seen | None = None
     held_back: Seen | None = None
     stamped: int = 0
-    unchecked: int | None = None
     first_rows: int = 0
     first_empty: Mapping[str, int] = field(default_factory=dict)
     incomplete: Position | None = None
@@ -159,7 +158,6 @@ class Mark:
                 seen=Seen(**seen) if seen else None,
                 held_back=Seen(**held_back) if held_back else None,
                 stamped=int(stored["stamped"]),
-                unchecked=stored["unchecked"],
                 first_rows=int(stored["first_rows"]),
                 first_empty=dict(stored["first_empty"]),
                 incomplete=_position(stored["incomplete"]),

@@ -19,7 +19,7 @@ from shared.appapi import AppApi, StoredEvent
 from shared.drift import Drift
 from shared.errors import ViewFault
 from shared.ledger import Ledger
-from shared.mapping import Mapped
+from shared.mapping import Mapped, Operation
 from shared.people import People
 from shared.settings import Settings, is_disabled
 from shared.source import Page, Source
@@ -81,16 +81,18 @@ class Findings:
     differences: list[Difference] = field(default_factory=list)
     events: list[EventDifference] = field(default_factory=list)
     attributes: int = 0
+    sent: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """The attributes that the row is mapped to, {} where it is not sent."""
     events_compared: int = 0
     not_visible: int = 0
 
     @property
     def settled(self) -> bool:
         """Whether there is nothing left for which it would be worth to wait."""
-        return not self.events and all(one.kind in _FINAL for one in self.differences)
+        return not self.events and all(one.kind in FINAL for one in self.differences)
 
 
-_FINAL = frozenset({"kept", "no_row", "set_aside", "not_sent"})
+FINAL = frozenset({"kept", "no_row", "set_aside", "not_sent"})
 """Differences that no waiting ends."""
 
 
@@ -98,10 +100,10 @@ def compare(
     state: State, settings: Settings, source: Source, app: AppApi, people: Sequence[str]
 ) -> dict[str, Findings]:
     """Of each of these people what differs between the rows, mapped as they would be sent now, and Customer.io."""
-    found = {person: Findings() for person in people}
-    if people:
-        _compare_people(found, state, settings, source, app)
-        _compare_events(found, state, settings, source, app)
+    if not people:
+        return {}
+    found = compare_people(state, settings, source, app, people)
+    look_for(found, app, _sent_events(state, settings, source, people), source.now())
     return found
 
 
@@ -118,7 +120,11 @@ class _Mapped:
         return self._drift.mapper().map(page, None, self.people.primaries)
 
 
-def _compare_people(found: dict[str, Findings], state: State, settings: Settings, source: Source, app: AppApi) -> None:
+def compare_people(
+    state: State, settings: Settings, source: Source, app: AppApi, people: Sequence[str]
+) -> dict[str, Findings]:
+    """Of each of these people what differs in the attributes. One request for each 100."""
+    found = {person: Findings() for person in people}
     view = View(_CUSTOMERS, source.survey(_CUSTOMERS), settings)
     page = source.named(view, list(found))
     stored = app.attributes(found)
@@ -136,11 +142,14 @@ def _compare_people(found: dict[str, Findings], state: State, settings: Settings
             continue
         if number in mapped.bad:
             findings.differences.append(Difference(person, mapped.bad[number][0] or "", "set_aside"))
-        elif number in sent and person not in stored:
+            continue
+        findings.sent = sent.get(number, {})
+        if number in sent and person not in stored:
             findings.differences.append(Difference(person, "", "no_person"))
         elif number in sent:
             findings.attributes = len(sent[number])
             findings.differences += _attributes(view, person, row, sent[number], stored[person])
+    return found
 
 
 def _attributes(
@@ -155,7 +164,7 @@ def _attributes(
         if sent.get(name) is not None:
             if has is None:
                 kind = "missing"
-            elif _same(name, sent[name], has):
+            elif same(name, sent[name], has):
                 continue
             else:
                 kind = "type" if _other_form(one.form, sent[name], has) else "value"
@@ -171,7 +180,7 @@ def _attributes(
             yield Difference(person, name, kind, _as_in_sql(one.form, raw), sent.get(name), has)
 
 
-def _same(name: str, sent: Any, stored: str) -> bool:
+def same(name: str, sent: Any, stored: str) -> bool:
     """Whether Customer.io shows the value as it shows one of this type: everything as text, nested values as JSON."""
     match sent:
         case bool():
@@ -219,9 +228,10 @@ def _as_in_sql(form: Form, raw: Any) -> Any:
 
 
 @dataclass(frozen=True, slots=True)
-class _Expected:
-    """An event that was sent."""
+class Expected:
+    """An event that was sent, to `person`. `time` is its unix seconds."""
 
+    person: str
     sync: str
     name: str
     event_id: str
@@ -229,11 +239,19 @@ class _Expected:
     time: int
 
 
-def _compare_events(found: dict[str, Findings], state: State, settings: Settings, source: Source, app: AppApi) -> None:
-    now = source.now()
-    for person, events in _sent_events(state, settings, source, list(found)).items():
+def look_for(
+    found: dict[str, Findings], app: AppApi, expected: Sequence[Expected], now: int, most: int = _LINES
+) -> None:
+    """Look for these events in people's activities, of each person in the latest `most` lines; 100 cost a request.
+
+    What differs is added to `found`. `now` is in unix seconds.
+    """
+    by_person: dict[str, list[Expected]] = {}
+    for event in expected:
+        by_person.setdefault(event.person, []).append(event)
+    for person, events in by_person.items():
         findings = found.setdefault(person, Findings())
-        lines = list(islice(app.events(person), _LINES))
+        lines = list(islice(app.events(person), most))
         # a line that tells neither its ULID nor an event_id may be any event of its name
         unclear = {line.name for line in lines if line.event_id is None and not _is_ulid(line.ulid)}
         findings.events_compared += len(events)
@@ -242,14 +260,14 @@ def _compare_events(found: dict[str, Findings], state: State, settings: Settings
             if times == 1:
                 continue
             older = now - event.time > _VISIBLE_SECONDS
-            if times == 0 and (older or event.name in unclear or len(lines) == _LINES):
+            if times == 0 and (older or event.name in unclear or len(lines) == most):
                 findings.not_visible += 1
                 continue
             kind = "event_twice" if times else "event_missing"
             findings.events.append(EventDifference(person, event.sync, event.name, event.event_id, kind, times))
 
 
-def _is(line: StoredEvent, event: _Expected) -> bool:
+def _is(line: StoredEvent, event: Expected) -> bool:
     return line.ulid == event.ulid or (line.name == event.name and line.event_id == event.event_id)
 
 
@@ -257,9 +275,26 @@ def _is_ulid(text: str) -> bool:
     return re.fullmatch(r"[0-7][0-9A-HJKMNP-TV-Z]{25}", text) is not None
 
 
-def _sent_events(state: State, settings: Settings, source: Source, people: Sequence[str]) -> dict[str, list[_Expected]]:
-    """The events of these people that the ledger knows as sent, by the id of whom they went to."""
-    found: dict[str, list[_Expected]] = {}
+def named_events(state: State, settings: Settings, source: Source, view: View, keys: Sequence[str]) -> list[Expected]:
+    """The events of a view with these ids, 2,000 at most, as they would be sent now; of nobody who was removed."""
+    page = source.named(view, keys) if keys else None
+    if page is None:
+        return []
+    mapper = _Mapped(state, settings, view)
+    events = [_expected(view.sync.name, one) for one in mapper.map(page).operations]
+    removed = mapper.people.removed({one.person for one in events})
+    return [one for one in events if one.person not in removed]
+
+
+def _expected(sync: str, operation: Operation) -> Expected:
+    event = orjson.loads(operation.payloads[-1])
+    event_id = str(event["attributes"]["event_id"])
+    return Expected(operation.person, sync, event["name"], event_id, event["id"], operation.time)
+
+
+def _sent_events(state: State, settings: Settings, source: Source, people: Sequence[str]) -> list[Expected]:
+    """The events of these people that the ledger knows as sent."""
+    found: list[Expected] = []
     for sync in CATALOGUE:
         mark = state.peek(sync)
         if sync.kind is not Kind.EVENT or mark is None or is_disabled(sync.name):
@@ -271,10 +306,6 @@ def _sent_events(state: State, settings: Settings, source: Source, people: Seque
             for page in source.pages(view, "walk", None, within=Within(people=people)):
                 operations = mapper.map(page).operations
                 unsent = ledger.unsent([(one.day, one.digest) for one in operations])
-                for operation, new in zip(operations, unsent, strict=True):
-                    if not new:
-                        event = orjson.loads(operation.payloads[-1])
-                        event_id = str(event["attributes"]["event_id"])
-                        one = _Expected(sync.name, event["name"], event_id, event["id"], operation.time)
-                        found.setdefault(operation.person, []).append(one)
+                sent = [one for one, new in zip(operations, unsent, strict=True) if not new]
+                found += [_expected(sync.name, one) for one in sent]
     return found

@@ -430,13 +430,11 @@ class View:
 
     def is_person(self, text: str) -> bool:
         """Whether a text can be an id of the type that `customer_id` has."""
-        match self._columns["customer_id"].type:
-            case "uniqueidentifier":
-                return re.fullmatch(r"(?i)[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", text) is not None
-            case "tinyint" | "smallint" | "int" | "bigint" | "decimal" | "numeric" as type_:
-                bits = {"tinyint": 8, "smallint": 15, "int": 31}.get(type_, 63)
-                return re.fullmatch(r"-?\d{1,19}", text, re.ASCII) is not None and abs(int(text)) < 2**bits
-        return len(text) <= 4000
+        return _can_be(self._columns["customer_id"], text)
+
+    def is_key(self, text: str) -> bool:
+        """Whether a text can be a key of the type that the view's has."""
+        return _can_be(self._key, text)
 
     def has(self, name: str) -> bool:
         """Whether the view has a column of this name, in lower case."""
@@ -616,6 +614,16 @@ class View:
 def count_customers() -> tuple[str, list[object]]:
     """How many rows retention.customers has, for who has another view at hand."""
     return f"SELECT COUNT(*) FROM {quote(SCHEMA)}.[customers] AS c", []
+
+
+def _can_be(column: Column, text: str) -> bool:
+    match column.type:
+        case "uniqueidentifier":
+            return re.fullmatch(r"(?i)[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", text) is not None
+        case "tinyint" | "smallint" | "int" | "bigint" | "decimal" | "numeric" as type_:
+            bits = {"tinyint": 8, "smallint": 15, "int": 31}.get(type_, 63)
+            return re.fullmatch(r"-?\d{1,19}", text, re.ASCII) is not None and abs(int(text)) < 2**bits
+    return len(text) <= 4000
 
 
 @dataclass(frozen=True, slots=True)

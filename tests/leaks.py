@@ -82,7 +82,7 @@ class Watch:
 
     def look_at_metric(self, name: str, told: Mapping[str, Any]) -> None:
         """Keep a point that has other dimensions than the table of metrics, or in one of them what is no code's word."""
-        words = all(re.fullmatch("[a-z_]{1,40}", str(value)) for value in told.values())
+        words = all(re.fullmatch("[a-z_-]{1,40}", str(value)) for value in told.values())
         if name.startswith("tidemark") and (told.keys() != _DIMENSIONS.get(name) or not words):
             self.found.append(f"metric {name}: {told}")
         self.look(f"metric {name}", str(told))

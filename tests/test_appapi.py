@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from local.customerio.control import Workspace
-from shared.appapi import APP_URLS, AppApi, FailedChange, Holder, StoredEvent
+from shared.appapi import APP_URLS, AppApi, FailedChange, FailedEvent, Holder, StoredEvent
 from shared.errors import ConfigurationFault, CredentialFault, DeliveryUnavailable
 from shared.settings import Settings
 from tests.conftest import bare_settings
@@ -340,6 +340,48 @@ def test_an_empty_log_may_be_told_as_null(scripted):
     scripted.will_answer(b'{"activities": null, "next": null}')
     with scripted.client() as app:
         assert list(app.failed_changes(0)) == []
+
+
+def test_an_update_that_was_skipped_is_told_with_what_it_wanted(app, workspace):
+    identify(workspace, ({"id": "1"}, {"tier": "gold", "a": 1}))
+    body = {"type": "person", "identifiers": {"id": "1"}, "action": "identify", "timestamp": 1000}
+    httpx.post(
+        f"{workspace.url}/api/v2/entity",
+        auth=(workspace.site_id, workspace.api_key),
+        json={**body, "attributes": {"tier": "silver"}},
+        trust_env=False,
+    )
+    (change,) = app.failed_changes(0, "skipped_update")
+    assert (change.person, change.attribute, change.wanted) == ("1", "tier", "silver")
+    assert list(app.failed_changes(0)) == []
+
+
+FAILED_EVENT = {"type": "failed_event", "name": "Order Placed", "data": {"event_id": 9, "total": 1.5}}
+
+
+def test_an_event_that_failed_is_told_by_its_event_id_as_text(scripted):
+    scripted.will_answer(page(activity(**FAILED_EVENT), activity(**FAILED_EVENT, timestamp=999)))
+    with scripted.client() as app:
+        assert list(app.failed_events(1000)) == [FailedEvent("1", "Order Placed", "9")]
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"data": None},
+        {"data": {"total": 1}},
+        {"name": ""},
+        {"customer_id": None, "customer_identifiers": None},
+        {"timestamp": "1000"},
+    ],
+)
+def test_a_failed_event_of_another_shape_is_left_out_and_a_warning_says_so_once(scripted, caplog, odd):
+    line = activity(**{**FAILED_EVENT, **odd})
+    scripted.will_answer(page(line, activity(**FAILED_EVENT), line))
+    with scripted.client() as app:
+        assert [event.person for event in app.failed_events(0)] == ["1"]
+    (warning,) = caplog.records
+    assert "failed_event" in warning.getMessage()
 
 
 # Patience

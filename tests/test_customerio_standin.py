@@ -617,9 +617,20 @@ def test_strange_errors_can_be_added(workspace: Workspace, track: httpx.Client) 
     assert workspace.people() == {"42": {}}
 
 
-@pytest.mark.parametrize("fault", [{}, {"times": 1}, {"statu": 500}, {"reset": "never"}])
+@pytest.mark.parametrize(("fate", "lines"), [("twice", ["event", "event"]), ("failed", ["failed_event"])])
+def test_an_accepted_event_can_show_twice_or_fail(
+    workspace: Workspace, track: httpx.Client, app: httpx.Client, fate: str, lines: list[str]
+) -> None:
+    workspace.add_fault(when_event_id="9", events=fate)
+    accept(track, identify(), event(), event(ulid=ULID[:-1] + "V", attributes={"event_id": "10"}))
+    activities = app.get("/v1/activities", params={"limit": 100}).json()["activities"]
+    assert [one["type"] for one in activities if one["data"].get("event_id") == "9"] == lines
+    assert [one["type"] for one in activities if one["data"].get("event_id") == "10"] == ["event"]
+
+
+@pytest.mark.parametrize("fault", [{}, {"times": 1}, {"statu": 500}, {"reset": "never"}, {"events": "thrice"}])
 def test_a_fault_that_is_none_is_refused(workspace: Workspace, fault: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"fault|reset"):
+    with pytest.raises(ValueError, match=r"fault|reset|events"):
         workspace.add_fault(**fault)
 
 

@@ -27,6 +27,7 @@ FUNCTIONS = {
     "run": (function_app.run, None),
     "decide": (function_app.decide, None),
     "report": (function_app.report, None),
+    "audit_report": (function_app.audit_report, None),
     "pause": (function_app.pause, None),
     "resume": (function_app.resume, None),
 }

@@ -423,47 +423,12 @@ def test_an_abandoned_cart_is_told_though_no_row_is_touched(deployment, shop):
 # Addresses ----------------------------------------------------------------------------------------------------------
 
 
-def findings(deployment: Deployment, passes: int = 2) -> list[str]:
-    """What the next passes of customers find about addresses."""
-    return [finding for _ in range(passes) for finding in deployment.run("customers").findings]
-
-
-def test_two_customers_who_swap_their_addresses_are_one_finding_with_a_repair_that_works(deployment, club):
-    deployment.workspace.configure(email_updates_allowed=True)
-    club.person("17", email="ann@example.com", plan_name="gold")
-    club.person("23", email="bob@example.com", plan_name="none")
-    club.live("customers")
-    club.sql.execute(
-        "UPDATE shop.people SET email = CASE customer_id WHEN '17' THEN 'bob@example.com' ELSE 'ann@example.com' END"
-    )
-    found = findings(deployment)
-    assert len(found) == 1, found
-    assert "17" in found[0] and "23" in found[0]
-    people = deployment.workspace.people()
-    assert {person: one["email"] for person, one in people.items()} == {
-        "17": "ann@example.com",
-        "23": "bob@example.com",
-    }
-    print(found[0])
-
-
-def test_a_changed_address_without_the_workspace_setting_is_found_and_the_setting_is_named(deployment, club):
-    club.person("17", email="ann@example.com")
-    club.live("customers")
-    club.sql.execute("UPDATE shop.people SET email = 'ann.new@example.com', plan_name = 'gold'")
-    found = findings(deployment)
-    assert len(found) == 1, found
-    assert "17" in found[0] and "Allow updates to email using ID" in found[0]
-    assert "example.com" not in found[0]
-    assert deployment.workspace.people()["17"] == {"email": "ann@example.com", "plan_name": "gold"}
-
-
 def test_a_changed_address_is_an_attribute_like_any_other_where_the_workspace_allows_it(deployment, club):
     deployment.workspace.configure(email_updates_allowed=True)
     club.person("17", email="ann@example.com")
     club.live("customers")
     club.sql.execute("UPDATE shop.people SET email = 'ann.new@example.com'")
-    assert findings(deployment) == []
+    deployment.run("customers")
     assert deployment.workspace.people()["17"]["email"] == "ann.new@example.com"
 
 

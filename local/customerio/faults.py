@@ -12,6 +12,8 @@ Effects:
 - `reset`: "before" or "after" accepting: the connection drops, the client sees no answer
 - `reject_share`: 0..1 of the operations are refused at random (`seed`), as in a 207
 - `extra_errors`: a list of error objects added to the answer's, which is then a 207; they may be strange
+- `events`: "twice": events are accepted, and shown twice each; "failed": they are accepted, and a `failed_event` of the
+  activity log is all that comes of them. With `when_event_id` that event alone
 
 The first fault of the queue whose conditions hold applies, and only that one.
 """
@@ -25,7 +27,7 @@ from typing import Any
 from local.customerio.contract import Operation
 
 _CONDITIONS = {"path", "when_event_id", "when_person_id", "every", "share", "seed", "times"}
-_EFFECTS = {"status", "accepted", "retry_after", "delay_seconds", "reset", "reject_share", "extra_errors"}
+_EFFECTS = {"status", "accepted", "retry_after", "delay_seconds", "reset", "reject_share", "extra_errors", "events"}
 _ENDLESS = {"every", "share", "reject_share", "when_event_id", "when_person_id"}
 
 
@@ -45,6 +47,8 @@ class Fault:
             raise ValueError("a fault needs an effect")
         if self.spec.get("reset") not in (None, "before", "after"):
             raise ValueError("reset is before or after")
+        if self.spec.get("events") not in (None, "twice", "failed"):
+            raise ValueError("events is twice or failed")
         self.remaining = self.spec.get("times", float("inf") if self.spec.keys() & _ENDLESS else 1)
         self.random = random.Random(self.spec.get("seed", 0))
 
@@ -71,6 +75,14 @@ class Fault:
         """Whether the next operation is refused under `reject_share`."""
         share: float = self.spec.get("reject_share", 0)
         return self.random.random() < share
+
+    def spoil(self, operations: list[Operation]) -> None:
+        """Tell the store what is to become of accepted events under `events`."""
+        wanted = self.spec.get("when_event_id")
+        for operation in operations if "events" in self.spec else ():
+            ids = (operation.get("id"), _part(operation, "attributes").get("event_id"))
+            if operation["action"] == "event" and (wanted is None or wanted in ids):
+                operation["standin"] = self.spec["events"]
 
 
 def _part(operation: Operation, key: str) -> dict[str, Any]:

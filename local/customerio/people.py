@@ -231,11 +231,15 @@ class Store:
         if ulid is not None:
             self._ulids.add(ulid)
         name, attributes = operation["name"], operation.get("attributes", {})
+        if operation.get("standin") == "failed":
+            self._log("failed_event", received, person, name, attributes)
+            return
         if (event_id := attributes.get("event_id")) is not None:
             if (name, key := str(event_id)) in self._event_ids:
                 self.duplicate_events_stored += 1
             self._event_ids.add((name, key))
-        self._log("event", operation.get("timestamp", received), person, name, attributes, ulid)
+        for _ in range(2 if operation.get("standin") == "twice" else 1):
+            self._log("event", operation.get("timestamp", received), person, name, attributes, ulid)
 
     def _merge(self, operation: Operation, received: float) -> None:
         primary = self.find(*_identifier(operation, "primary"))

@@ -174,6 +174,8 @@ class _Exchange:
                 accepted.append(operation)
         workspace.counts["batches"] += self.endpoint == "batch"
         workspace.counts["operations"] += len(operations)
+        if fault:
+            fault.spoil(accepted)
         workspace.accept(accepted)
         errors += spec.get("extra_errors", [])
         if not errors:
