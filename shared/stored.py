@@ -95,12 +95,16 @@ _FINAL = frozenset({"kept", "no_row", "set_aside", "not_sent"})
 
 
 def compare(
-    state: State, settings: Settings, source: Source, app: AppApi, people: Sequence[str]
+    state: State, settings: Settings, source: Source, app: AppApi, people: Sequence[str], *, events: bool = True
 ) -> dict[str, Findings]:
-    """Of each of these people what differs between the rows, mapped as they would be sent now, and Customer.io."""
+    """Of each of these people what differs between the rows, mapped as they would be sent now, and Customer.io.
+
+    Without `events`, which cost a request a person, only attributes are compared.
+    """
     found = {person: Findings() for person in people}
     if people:
         _compare_people(found, state, settings, source, app)
+    if people and events:
         _compare_events(found, state, settings, source, app)
     return found
 
