@@ -58,7 +58,7 @@ _REQUESTS = 39
 _MOST_HOLDERS = 20
 
 REASONS = {
-    "removed": "the person was removed, so nothing is sent: let the view leave them out",
+    "removed": "the person was removed, and yet Customer.io has them",
     "merged": "the person was merged into another: let the view name the other one",
     "not_yet_synced": "the row has changed since the last pass of customers: the next one sends it",
     "no_row": "retention.customers has no row for this id",
@@ -67,7 +67,8 @@ REASONS = {
     "no_person": "Customer.io shows no person with this id",
     "attribute_differs": "Customer.io has other values than the row, or in another form",
     "attribute_kept": "NULL in SQL Server left alone what Customer.io has of an attribute",
-    "unknown": "Customer.io has what the row says: the segment's conditions differ from the view's, or it lags behind",
+    "unknown": "Customer.io shows what the row says: it may hold a number or flag as text, which looks alike; or the"
+    " segment's conditions are not the view's, or it lags behind",
 }
 """Why somebody may be missing or surplus; of several the first."""
 
@@ -190,12 +191,16 @@ def plan(state: State, settings: Settings, asked: Asked) -> Planned:
 
 @dataclass(slots=True)
 class _Differing:
-    """Who is in one alone: how many, the ids of at most MOST, and of some why. `nameless` have no id at Customer.io."""
+    """Who is in one alone: how many, the ids of at most MOST, and of some why.
+
+    `removed` are missing because they were removed: no id of theirs is kept. `nameless` have no id at Customer.io.
+    """
 
     missing: list[str] = field(default_factory=list)
     surplus: list[str] = field(default_factory=list)
     missing_count: int = 0
     surplus_count: int = 0
+    removed: int = 0
     nameless: int = 0
     looked_at: list[dict[str, Any]] = field(default_factory=list)
 
@@ -239,7 +244,11 @@ class _Look:
         people = _differing(self.source, members, self.app, segment.id)
         row.compared, row.missing, row.surplus = True, people.missing_count, people.surplus_count
         holders = max(1, min(_MOST_HOLDERS, _REQUESTS - 4 - row.customerio // MEMBERS - 1))
-        people.looked_at = self._reasons(people, holders)
+        everybody = People(self.state)
+        everybody.refresh()
+        removed = everybody.removed(people.missing)
+        people.missing, people.removed = [one for one in people.missing if one not in removed], len(removed)
+        people.looked_at = self._reasons(people, everybody, holders)
         row.message = _message(people)
         if people.nameless == 0 and all(map(_is_explained, people.looked_at)):
             return people, None
@@ -251,11 +260,9 @@ class _Look:
             [one["customer_id"] for one in people.looked_at],
         )
 
-    def _reasons(self, people: _Differing, holders: int) -> list[dict[str, Any]]:
+    def _reasons(self, people: _Differing, everybody: People, holders: int) -> list[dict[str, Any]]:
         """Of some people why they differ, in two requests and one for each of at most so many addresses."""
         sides = {one: side for side in ("missing", "surplus") for one in _some(getattr(people, side))}
-        everybody = People(self.state)
-        everybody.refresh()
         removed, merged = everybody.removed(sides), everybody.primaries(sides)
         ids = [one for one in sides if self.view.is_person(one)]
         late = self._changed_since_the_last_pass(ids)
@@ -359,16 +366,16 @@ def _may_clash(differences: Mapping[str, str]) -> bool:
 
 
 def _is_explained(one: Mapping[str, Any]) -> bool:
-    """Whether it is as it should be: who was removed or merged is to be missing, and not to be surplus."""
-    held = one["is"] == "missing" and one["reason"] in ("removed", "merged")
-    return held or one["reason"] == "not_yet_synced"
+    """Whether it is as it should be: who was merged is to be missing, and not to be surplus."""
+    return one["reason"] == "not_yet_synced" or (one["reason"], one["is"]) == ("merged", "missing")
 
 
 def _message(people: _Differing) -> str:
     reasons = Counter(one["reason"] for one in people.looked_at)
     names = Counter(name for one in people.looked_at for name in one.get("attributes", ()))
-    told = f"{people.missing_count:,} missing, {people.surplus_count:,} surplus"
-    told += f" ({people.nameless:,} of them without an id)." if people.nameless else "."
+    removed = f" ({people.removed:,} of them rightly: they were removed)" if people.removed else ""
+    nameless = f" ({people.nameless:,} of them without an id)" if people.nameless else ""
+    told = f"{people.missing_count:,} missing{removed}, {people.surplus_count:,} surplus{nameless}."
     if reasons:
         told += f" Of {len(people.looked_at)} looked at: "
         told += ", ".join(f"{reason} {count}" for reason, count in reasons.most_common()) + "."

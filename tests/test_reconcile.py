@@ -216,12 +216,30 @@ def test_with_updated_at_too_only_what_changed_since_the_last_pass_is_not_yet_sy
     assert reasons(segment) == {"a": ("missing", "attribute_differs"), "A": ("missing", "not_yet_synced")}
 
 
+def test_ids_are_compared_as_they_are_sent(deployment, monkeypatch):
+    deployment.sql.execute(
+        "CREATE TABLE shop.people (customer_id uniqueidentifier NOT NULL PRIMARY KEY, tier varchar(9), row_version rowversion)"
+    )
+    deployment.sql.execute("CREATE VIEW retention.customers AS SELECT customer_id, tier, row_version FROM shop.people")
+    deployment.sql.execute("CREATE VIEW retention.segment_vip AS SELECT customer_id FROM shop.people")
+    first, second = "0e984725-c51c-4bf4-9960-e1c80e27aba0", "FFFFFFFF-C51C-4BF4-9960-E1C80E27ABA0"
+    for person in (first, second):
+        deployment.sql.execute("INSERT INTO shop.people (customer_id, tier) VALUES (?, 'gold')", person)
+    number = deployment.workspace.add_segment("VIP", VIP[0])
+    for name, value in {**deployment.environment, "SEGMENTS": f"vip={number}"}.items():
+        monkeypatch.setenv(name, value)
+    deployment.run("customers")
+    behind(deployment, first, tier="silver")
+    assert reasons(reconciled(Worker(deployment))) == {first: ("missing", "attribute_differs")}
+
+
 def test_who_was_removed_is_missing_rightly_and_surplus_wrongly(live, worker):
     add_removals(live)
     live.sql.execute("INSERT INTO shop.removals (removal_id, customer_id, action) VALUES (1, 2, 'delete')")
     live.run("removals", FIRST_PASS="all")
     segment = reconciled(worker)
-    assert reasons(segment) == {"2": ("missing", "removed")}
+    assert (segment["missing"], segment["people"]) == (1, [])  # no id of who was removed is kept
+    assert segment["message"] == "1 missing (1 of them rightly: they were removed), 0 surplus."
     assert noted(live) == []
     live.sql.execute("UPDATE shop.customers SET tier = 'silver' WHERE customer_id IN (2, 3)")
     live.run("customers")
