@@ -210,3 +210,21 @@ def audit_report(req: func.HttpRequest) -> func.HttpResponse:
     from shared import http
 
     return http.audit_report(req)
+
+
+@app.function_name("reconciliation")
+@app.timer_trigger(arg_name="timer", schedule="%RECONCILIATION_SCHEDULE%")
+def reconciliation(timer: func.TimerRequest) -> None:
+    """Ask for the daily comparison of segments with their views."""
+    from shared import reconcile
+
+    reconcile.daily()
+
+
+@app.function_name("reconcile")
+@app.route("reconciliation", methods=["POST"], auth_level=func.AuthLevel.FUNCTION)
+def reconcile(req: func.HttpRequest) -> func.HttpResponse:
+    """Compare segments with their views now; and plan to send who differs, where that is asked for."""
+    from shared import http
+
+    return http.reconciliation(req)

@@ -31,6 +31,9 @@ REQUESTS_PER_SECOND = 10
 
 _PAGE = 100  # the most ids, and the most lines of the activity log, that one request may ask for
 
+MEMBERS = 30_000
+"""The most members of a segment that one request may ask for (Customer.io's App API documentation)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Holder:
@@ -76,6 +79,19 @@ class FailedEvent:
     person: str
     name: str
     event_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A segment. While its `state` is another than finished, Customer.io is still finding out who is in it.
+
+    States: finished, build, build_queued, events, events_queued; types: dynamic, manual (the published description).
+    """
+
+    id: int
+    name: str
+    state: str
+    type: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +213,39 @@ class AppApi:
             for one in _listed(answer, "campaigns")
         ]
 
+    def segments(self) -> list[Segment]:
+        """All segments of the workspace."""
+        answer = self._ask("GET", "/v1/segments")
+        return [
+            Segment(
+                int(one.get("id") or 0),
+                str(one.get("name") or ""),
+                str(one.get("state") or ""),
+                str(one.get("type") or ""),
+            )
+            for one in _listed(answer, "segments")
+        ]
+
+    def count(self, segment: int) -> int:
+        """How many people are in a segment."""
+        answer = self._ask("GET", f"/v1/segments/{segment:d}/customer_count")
+        if not isinstance(count := _read(answer, "count")["count"], int):
+            raise _not_the_app_api(answer.status_code)
+        return count
+
+    def members(self, segment: int) -> Iterator[list[str]]:
+        """The ids of the people in a segment, "" for who has none: pages of 30,000, a request each."""
+        for answer in self._answers(f"/v1/segments/{segment:d}/membership", MEMBERS):
+            ids = _read(answer, "ids")["ids"] or []
+            if not isinstance(ids, list):
+                raise _not_the_app_api(answer.status_code)
+            yield ["" if one is None else str(one) for one in ids]
+
+    def used_by(self, segment: int) -> list[int]:
+        """The ids of the campaigns that use a segment, running or not."""
+        answer = self._ask("GET", f"/v1/segments/{segment:d}/used_by")
+        return [int(one) for one in _inner(_read(answer, "used_by"), "used_by").get("campaigns") or ()]
+
     def failed_changes(self, since: int, of_type: ChangeType = "failed_attribute_change") -> Iterator[FailedChange]:
         """The changes of attributes that failed at or after a unix time in seconds, newest first, read by pages of 100.
 
@@ -241,13 +290,17 @@ class AppApi:
         self, path: str, name: str, limit: int = _PAGE, also: Collection[int] = (), **params: str
     ) -> Iterator[dict[str, Any]]:
         """The objects that the answers list under a name, page after page; none after a status of `also`."""
+        for answer in self._answers(path, limit, also, **params):
+            yield from _listed(answer, name)
+
+    def _answers(self, path: str, limit: int, also: Collection[int] = (), **params: str) -> Iterator[httpx.Response]:
         start: str | None = None
         while True:
             more = {"start": start} if start else {}
             answer = self._ask("GET", path, also, params={"limit": str(limit), **params, **more})
             if answer.status_code in also:
                 return
-            yield from _listed(answer, name)
+            yield answer
             before, start = start, _text(answer.json(), "next")
             if start in (None, before):  # a page that names itself as the next would be read for ever
                 return

@@ -59,7 +59,7 @@ def nightly() -> None:
     settings = load()
     with closing(State(settings)) as state:
         try:
-            _ready(state)
+            ready(state)
             Pause(state).check(_CUSTOMERS)
             log.info("comparison %s was asked for", ask(state, settings, {}, supersede=True).run)
         except CarryOn as reason:
@@ -127,7 +127,8 @@ def _is_open(asked: Asked) -> bool:
     return asked.state in (Stage.PLANNING, Stage.AWAITING, Stage.RUNNING) and not asked.expired and not old
 
 
-def _ready(state: State) -> Mark:
+def ready(state: State) -> Mark:
+    """The mark of customers, once all of them were sent. Raises NotLive, and Refused while they are being sent."""
     mark = state.live(_CUSTOMERS)
     if mark.walking or mark.going_live:
         raise Refused("customers is still being sent for the first time; a comparison makes sense after that.")
@@ -148,7 +149,7 @@ def plan(state: State, settings: Settings, asked: Asked) -> Planned:
     """
     if columns := asked.request.get("columns"):
         return _plan_columns(state, settings, columns)
-    mark = _ready(state)
+    mark = ready(state)
     with Source(settings) as source, Source(settings) as aside:
         survey = source.survey(_CUSTOMERS)
         aside.survey(_CUSTOMERS)

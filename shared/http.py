@@ -11,7 +11,7 @@ from typing import Annotated, Any, Self
 import azure.functions as func
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from shared import audit, findings, passes, pileup, plan, qa, replay, work
+from shared import audit, findings, passes, pileup, plan, qa, reconcile, replay, work
 from shared.deadletters import DeadLetters
 from shared.errors import CarryOn, NotThere, TidemarkError, TryLater, WrongRequest
 from shared.pause import Pause
@@ -73,6 +73,15 @@ class Qa(_Body):
         if self.customer_ids is not None and (self.size is not None or self.strata is not None):
             raise ValueError("give customer_ids, or size and strata by which people are picked")
         return self
+
+
+class Reconciliation(_Body):
+    """The body of a reconciliation: which segments, all by default; and whether who differs is to be sent again."""
+
+    segments: list[Annotated[str, Field(min_length=1, max_length=128)]] | None = Field(
+        None, min_length=1, max_length=100
+    )
+    repair: bool = False
 
 
 class Stop(_Body):
@@ -282,6 +291,20 @@ def audit_report(request: func.HttpRequest) -> func.HttpResponse:
         if noted is None:
             raise NotThere(f"Nothing that {sync.name} has sent was audited yet.")
         return _json(200, asdict(noted))
+
+    return _answer(act)
+
+
+def reconciliation(request: func.HttpRequest) -> func.HttpResponse:
+    """POST /api/reconciliation: compare segments with their views; 202 as for a resync."""
+
+    def act() -> func.HttpResponse:
+        body = Reconciliation.model_validate_json(request.get_body() or b"{}")
+        asked_for = body.model_dump(mode="json", exclude_defaults=True)
+        settings = load()
+        with closing(State(settings)) as state:
+            reconcile.check(state, settings, asked_for)
+        return _accepted(work.ask("reconciliation", asked_for, "customers"))
 
     return _answer(act)
 

@@ -27,6 +27,7 @@ from shared.errors import (
     StateFault,
     StateUnavailable,
     SurgeStop,
+    TidemarkError,
     TryLater,
     ViewFault,
     Waiting,

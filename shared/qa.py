@@ -88,14 +88,14 @@ def plan(state: State, settings: Settings, request: Mapping[str, Any]) -> Planne
         if not counted.rows:
             raise Refused(f"Nobody was picked: {view.name} has no rows, or none of these customer_ids.")
         new = sorted(emails.keys() - app.existing(emails))
-        clashes, guests = _clashes(app, emails)
-        people = [one for one in picked if one not in clashes]
+        taken, guests = clashes(app, emails)
+        people = [one for one in picked if one not in taken]
         addresses = sum(email is not None for email in emails.values())
         told |= {
             "people": len(people),
-            "not_at_customerio": [one for one in new if one not in clashes],
+            "not_at_customerio": [one for one in new if one not in taken],
             "addresses": addresses,
-            "address_of_another_id": [{"customer_id": one, "belongs_to": to} for one, to in clashes.items()],
+            "address_of_another_id": [{"customer_id": one, "belongs_to": to} for one, to in taken.items()],
             "address_of_a_profile_without_id": guests,
         }
         syncs = [_told(counted)]
@@ -134,10 +134,10 @@ def plan(state: State, settings: Settings, request: Mapping[str, Any]) -> Planne
     }
     told |= planning.campaigns(settings, Kind.PROFILE, sorted(names))
     refused = ""
-    if len(clashes) * 100 > addresses:
-        pairs = ", ".join(f"{one} ({to} has it)" for one, to in clashes.items())
+    if len(taken) * 100 > addresses:
+        pairs = ", ".join(f"{one} ({to} has it)" for one, to in taken.items())
         refused = (
-            f"{len(clashes)} of {addresses} addresses belong to another id at Customer.io, which is more than 1 %: are"
+            f"{len(taken)} of {addresses} addresses belong to another id at Customer.io, which is more than 1 %: are"
             " these the right ids, and is it the right workspace? Sent, such an id fails to get its address, or takes"
             f" over the other's profile. Nothing was sent. These are: {pairs}."
         )
@@ -224,16 +224,16 @@ def _as_key(view: View, asked: str | int) -> str:
     return str(asked)
 
 
-def _clashes(app: AppApi, emails: Mapping[str, str | None]) -> tuple[dict[str, str], int]:
+def clashes(app: AppApi, emails: Mapping[str, str | None]) -> tuple[dict[str, str], int]:
     """Of these people those whose address is another id's, {id: the other}; and how many are a profile's without id."""
-    clashes, guests = {}, 0
+    others_have, guests = {}, 0
     for person, email in emails.items():
         holders = [holder.id for holder in app.holders(email)] if email else []
         if others := [one for one in holders if one is not None and one != person]:
-            clashes[person] = others[0]
+            others_have[person] = others[0]
         elif None in holders:
             guests += 1
-    return clashes, guests
+    return others_have, guests
 
 
 # --- before the first slice of a sync ---------------------------------------------------------------------------------

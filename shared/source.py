@@ -25,7 +25,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exp
 from shared.errors import ConfigurationFault, CredentialFault, SourceUnavailable, ViewFault
 from shared.settings import Settings
 from shared.syncs import Kind, Sync
-from shared.view import CHANGES, EVERYTHING, SCHEMA, Column, Position, Survey, View, Within, position_of
+from shared.view import CHANGES, EVERYTHING, SCHEMA, SEGMENT, Column, Position, Survey, View, Within, position_of
 
 # Pooled connections would keep old access tokens, and hide a server's restart from the retries.
 pyodbc.pooling = False
@@ -54,6 +54,12 @@ SELECT c.TABLE_NAME, c.COLUMN_NAME, c.DATA_TYPE, c.CHARACTER_MAXIMUM_LENGTH, c.N
  CONVERT(nvarchar(60), DATABASEPROPERTYEX(DB_NAME(), 'Updateability')) AS updateability
 FROM INFORMATION_SCHEMA.COLUMNS AS c
 WHERE c.TABLE_SCHEMA = ? AND c.TABLE_NAME IN (?, ?)
+ORDER BY c.TABLE_NAME, c.ORDINAL_POSITION"""
+
+_SEGMENTS = """\
+SELECT c.TABLE_NAME, c.COLUMN_NAME, c.DATA_TYPE, c.CHARACTER_MAXIMUM_LENGTH, c.NUMERIC_PRECISION, c.NUMERIC_SCALE
+FROM INFORMATION_SCHEMA.COLUMNS AS c
+WHERE c.TABLE_SCHEMA = ? AND LEFT(c.TABLE_NAME, 8) = ?
 ORDER BY c.TABLE_NAME, c.ORDINAL_POSITION"""
 
 _LOGIN_TIMEOUT = 15  # seconds
@@ -188,6 +194,32 @@ class Source:
             return [tuple(row) for row in self._connect().execute(text, *parameters).fetchall()]
 
         return self._retrying(ask)
+
+    def stream(self, statement: tuple[str, list[object]]) -> Iterator[list[pyodbc.Row]]:
+        """The rows that a statement of a view asks for, a page at a time; a query that breaks off is not taken up.
+
+        Raises as `survey` does.
+        """
+        text, parameters = statement
+        cursor = self._retrying(lambda: self._connect().execute(text, *parameters))
+        try:
+            while rows := cursor.fetchmany(self._settings.page_size):
+                yield rows
+        except pyodbc.Error as error:
+            self.close()
+            failure = _failure(error, f"the schema {SCHEMA}")
+            raise (SourceUnavailable(str(failure)) if isinstance(failure, _Passing) else failure) from None
+        finally:
+            with suppress(pyodbc.Error):
+                cursor.close()
+
+    def segments(self) -> dict[str, list[Column]]:
+        """The columns of the views `retention.segment_<name>`, by that name in lower case. Raises as `survey` does."""
+        columns: dict[str, list[Column]] = {}
+        for view, name, kind, length, precision, scale in self.rows((_SEGMENTS, [SCHEMA, SEGMENT])):
+            segment = view.lower().removeprefix(SEGMENT)
+            columns.setdefault(segment, []).append(Column(name, kind.lower(), length, precision, scale))
+        return columns
 
     def _connect(self) -> pyodbc.Connection:
         if self._connection is None:

@@ -9,6 +9,7 @@
     census.json                            what the columns of the views hold: see census
     audits/<sync>.json                     what differs, and who of it is to be looked at again: see audit
     pause.json                             what a person has paused: see pause
+    reconciliation.json                    what the last comparison of segments has found: see reconcile
     runs/<run>/                            what a person asked for, and how far it is: see resync
     syncs/<sync>/mark.json                 the mark; its lease makes one pass at a time the sync's only writer
     syncs/<sync>/runs/<run>.json           one record a run, with its counts

@@ -17,6 +17,8 @@ from shared.syncs import Kind, Sync
 
 SCHEMA = "retention"
 CHANGES = "customer_changes"
+SEGMENT = "segment_"
+"""What the names of the views begin with that say who belongs to a segment."""
 
 STRATA = 20
 """A column with more different values than these does not part people into strata."""
@@ -161,6 +163,21 @@ def position_of(row: Sequence[object]) -> Position:
     return Position(literal, None if key is None else str(key))
 
 
+def _type_of_key(column: Column, view: str) -> str:
+    """The type to which a key's literal is cast. Raises ViewFault for what cannot be a key."""
+    match column.type:
+        case "tinyint" | "smallint" | "int" | "bigint" | "uniqueidentifier":
+            return column.type
+        case "decimal" | "numeric" if _is_whole(column):
+            return f"decimal({column.precision}, 0)"
+        case "char" | "varchar" | "nchar" | "nvarchar":
+            return _as_nvarchar(column)
+    raise ViewFault(
+        f"Column {column.name} of {view} is {column.type}; an id must be a whole number, text or uniqueidentifier."
+        " Convert it in the view."
+    )
+
+
 _A_TIME = ((Form.WALL_TIME, Form.INSTANT), "datetime2 or another date with time")
 _A_TEXT = ((Form.TEXT,), "text")
 
@@ -262,18 +279,7 @@ class View:
                 )
 
     def _require_key(self, column: Column) -> str:
-        """The type to which a key's literal is cast. Raises ViewFault for what cannot be a key."""
-        match column.type:
-            case "tinyint" | "smallint" | "int" | "bigint" | "uniqueidentifier":
-                return column.type
-            case "decimal" | "numeric" if _is_whole(column):
-                return f"decimal({column.precision}, 0)"
-            case "char" | "varchar" | "nchar" | "nvarchar":
-                return _as_nvarchar(column)
-        raise ViewFault(
-            f"Column {column.name} of {self.name} is {column.type}; an id must be a whole number, text or"
-            " uniqueidentifier. Convert it in the view."
-        )
+        return _type_of_key(column, self.name)
 
     def _find_cursor(self, columns: dict[str, Column], view: str) -> Column:
         if column := columns.get("row_version"):
@@ -387,6 +393,14 @@ class View:
         wanted = ", ".join([self._key_parameter] * len(keys))
         rows = f"{self._table} AS v WHERE {self._exact(key)} IN ({wanted})"
         return self._select(cursor, key, rows, self._exact(key)), list(keys)
+
+    def changed_of(self, keys: Sequence[str], start: Position | None) -> tuple[str, list[object]]:
+        """Which of these keys (2,000 at most) have changed after `start`."""
+        key = f"h.{quote(self._feed_key)}"
+        fetched, _ = cast("tuple[str, Form]", _selection(self._key, key))
+        where, parameters = self._between(f"h.{quote(self.cursor.name)}", key, start, None)
+        where += f" AND {self._exact(key)} IN ({', '.join([self._key_parameter] * len(keys))})"
+        return f"SELECT DISTINCT {fetched} FROM {self._feed} AS h WHERE {where}", [*parameters, *keys]
 
     def _rows(self, where: Sequence[str]) -> str:
         return f"{self._table} AS v" + (f" WHERE {' AND '.join(where)}" if where else "")
@@ -609,6 +623,33 @@ class View:
 
     def _cursor_value(self, literal: str) -> object:
         return bytes.fromhex(literal.removeprefix("0x")) if self.by_row_version else _time_value(self.cursor, literal)
+
+
+class SegmentView:
+    """A view `retention.segment_<name>`: in its column customer_id, who SQL Server says belongs to a segment.
+
+    Raises ViewFault where it has no such column, or one that cannot be an id.
+    """
+
+    def __init__(self, name: str, columns: Sequence[Column]) -> None:
+        self.name = f"{SCHEMA}.{SEGMENT}{name}"
+        column = next((one for one in columns if one.name.lower() == "customer_id"), None)
+        if column is None:
+            raise ViewFault(
+                f"The view {self.name} has no column customer_id. Add it: it says who belongs to the segment."
+            )
+        self._id = _Id(column, _type_of_key(column, self.name))
+        self._person = f"v.{quote(column.name)}"
+        self._rows = f"{quote(SCHEMA)}.{quote(SEGMENT + name)} AS v WHERE {self._person} IS NOT NULL"
+
+    def count(self) -> tuple[str, list[object]]:
+        """How many people belong to it, case-exact."""
+        return f"SELECT COUNT(DISTINCT {self._id.exact(self._person)}) FROM {self._rows}", []
+
+    def members(self) -> tuple[str, list[object]]:
+        """Their ids, in the form in which the profiles' are sent, in no order."""
+        fetched, _ = cast("tuple[str, Form]", _selection(self._id.column, self._person))
+        return f"SELECT {fetched} FROM {self._rows}", []
 
 
 def count_customers() -> tuple[str, list[object]]:

@@ -12,7 +12,7 @@ from contextlib import closing, suppress
 from datetime import UTC, datetime
 from typing import Any
 
-from shared import comparison, golive, plan, qa, slices, telemetry
+from shared import comparison, golive, plan, qa, reconcile, slices, telemetry
 from shared.errors import Busy, CarryOn, Paused, Refused, TidemarkError, TryLater
 from shared.queues import Queues
 from shared.resync import Asked, Kind, Planned, Runs, SliceLease, Stage, Status, due, now, phases_done
@@ -303,6 +303,8 @@ def _plan(state: State, settings: Settings, asked: Asked) -> Planned:
         return comparison.plan(state, settings, asked)
     if asked.kind == "qa":
         return qa.plan(state, settings, asked.request)
+    if asked.kind == "reconciliation":
+        return reconcile.plan(state, settings, asked)
     return plan.plan(state, settings, find(asked.sync), asked.request)
 
 

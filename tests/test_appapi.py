@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from local.customerio.control import Workspace
-from shared.appapi import APP_URLS, AppApi, FailedChange, FailedEvent, Holder, StoredEvent
+from shared.appapi import APP_URLS, AppApi, FailedChange, FailedEvent, Holder, Segment, StoredEvent
 from shared.errors import ConfigurationFault, CredentialFault, DeliveryUnavailable
 from shared.settings import Settings
 from tests.conftest import bare_settings
@@ -530,3 +530,38 @@ def test_no_address_and_no_key_is_logged(app, workspace, caplog):
 
 def test_us_and_eu_have_their_own_hosts():
     assert APP_URLS == {"us": "https://api.customer.io", "eu": "https://api-eu.customer.io"}
+
+
+# Segments
+
+
+def test_the_members_of_a_segment_are_read_page_after_page(scripted):
+    scripted.will_answer(
+        json.dumps({"segment_id": 7, "ids": ["1", "", "x"], "next": "MDAwMQ"}).encode(),
+        json.dumps({"segment_id": 7, "ids": ["2"], "next": ""}).encode(),
+    )
+    with scripted.client() as app:
+        assert list(app.members(7)) == [["1", "", "x"], ["2"]]
+    path = "/v1/segments/7/membership?limit=30000"
+    assert scripted.asked == [path, f"{path}&start=MDAwMQ"]
+
+
+def test_segments_are_told_with_their_states_sizes_and_campaigns(app, workspace):
+    first = workspace.add_segment("All", {"attr": "id", "op": "exists"})
+    second = workspace.add_segment("Built", {"attr": "vip", "op": "exists"}, state="build")
+    campaign = workspace.add_campaign("Hello", trigger_segment_ids=[first], state="draft")
+    identify(workspace, ({"id": "1"}, {"a": 1}), ({"id": "2"}, {"a": 1}))
+    assert app.segments() == [
+        Segment(first, "All", "finished", "dynamic"),
+        Segment(second, "Built", "build", "dynamic"),
+    ]
+    assert app.count(first) == 2
+    assert list(app.members(first)) == [["1", "2"]]
+    assert (app.used_by(first), app.used_by(second)) == ([campaign], [])
+
+
+@pytest.mark.parametrize("method", ["count", "members", "used_by"])
+def test_what_is_no_segments_answer_is_not_taken_for_an_empty_segment(scripted, method):
+    scripted.will_answer(b'{"count": null, "ids": 7, "next": ""}')
+    with scripted.client() as app, pytest.raises(ConfigurationFault, match="CUSTOMERIO_APP_URL"):
+        list(getattr(app, method)(7))

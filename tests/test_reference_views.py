@@ -577,6 +577,27 @@ def test_merges_name_the_two_records_and_removals_what_is_to_be_done(shop: pyodb
     assert list(removal.values())[:4] == [1, 3, "delete", NOON]
 
 
+# --- segments ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_canary_segment_is_of_buyers_who_came_back_within_sixty_days(shop: pyodbc.Connection) -> None:
+    (now,) = shop.execute("SELECT CAST(SYSUTCDATETIME() AS datetime2(0))").fetchone()
+    for person, (orders, days) in enumerate([(2, 59), (2, 61), (1, 1), (3, 0), (0, 0)]):
+        customer(shop, person)
+        for number in range(orders):
+            order(shop, 10 * person + number, person, paid_at=now - timedelta(days=days + 100 * number))
+    order(shop, 99, 2, paid_at=now, status="cancelled")
+    segment = shop.execute("SELECT customer_id FROM retention.segment_canary_repeat_recent").fetchall()
+    assert sorted(one for (one,) in segment) == [0, 3]
+
+
+def test_the_segment_vip_is_of_the_tier_gold(shop: pyodbc.Connection) -> None:
+    for person, total in enumerate(["999.99", "1000.00", "100.00"]):
+        customer(shop, person)
+        order(shop, person, person, total)
+    assert [one for (one,) in shop.execute("SELECT customer_id FROM retention.segment_vip").fetchall()] == [1]
+
+
 # --- all views --------------------------------------------------------------------------------------------------------
 
 CARRIED = {
