@@ -66,6 +66,15 @@ class StoredEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class Message:
+    """A message that was made for a person, of the campaign of that id, if of any. `failed`: it was not delivered."""
+
+    id: str
+    campaign: int | None
+    failed: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Campaign:
     """A campaign: what starts it is an event's name, or people's entering one of the segments (their ids)."""
 
@@ -156,6 +165,14 @@ class AppApi:
                 None if event_id is None else _as_text(event_id),
             )
 
+    def messages(self, person: str, since: int) -> list[Message]:
+        """The messages that were made for one person (an id) since a unix time in seconds. None of nobody."""
+        path = f"/v1/customers/{quote(person, safe='')}/messages"
+        return [
+            Message(str(one.get("id")), one.get("campaign_id"), bool(one.get("failure_message")))
+            for one in self._pages(path, "messages", also=(404,), start_ts=str(since))
+        ]
+
     def holders(self, email: str) -> list[Holder]:
         """The people who have an address (in any case of letters): none, one, or several in some workspaces."""
         answer = self._ask("GET", "/v1/customers", also=(400,), params={"email": email})
@@ -183,6 +200,15 @@ class AppApi:
             )
             for one in _listed(answer, "campaigns")
         ]
+
+    def left_early(self, campaign: int, since: int, until: int) -> int:
+        """How many of the journeys that began in that time (unix seconds) have ended early, as far as is counted yet.
+
+        Which of two counts takes in who left by the campaign's goal is not documented, nor how soon it does.
+        """
+        path, params = f"/v1/campaigns/{campaign}/journey_metrics", {"start": since, "end": until, "res": "hours"}
+        metrics = _inner(_read(self._ask("GET", path, params=params), "journey_metric"), "journey_metric")
+        return max(sum(metrics.get(name) or ()) for name in ("converted", "exited_early"))
 
     def failed_changes(self, since: int) -> Iterator[FailedChange]:
         """The changes of attributes that failed at or after a unix time in seconds, newest first, read by pages of 100.

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import azure.functions as func
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from shared import passes, pileup, plan, qa, replay, work
+from shared import canary, passes, pileup, plan, qa, replay, work
 from shared.deadletters import DeadLetters
 from shared.errors import CarryOn, NotThere, TidemarkError, TryLater, WrongRequest
 from shared.pause import Pause
@@ -73,6 +73,12 @@ class Qa(_Body):
         if self.customer_ids is not None and (self.size is not None or self.strata is not None):
             raise ValueError("give customer_ids, or size and strata by which people are picked")
         return self
+
+
+class Canary(_Body):
+    """The body of a canary: which journey."""
+
+    journey: Literal["order", "cart"] = "order"
 
 
 class Stop(_Body):
@@ -268,6 +274,17 @@ def replay_dead_letters(request: func.HttpRequest) -> func.HttpResponse:
         sync = _sync(request)
         body = Replay.model_validate_json(request.get_body() or b"{}")
         return _json(200, asdict(replay.replay(sync, body.keys, body.reason, confirmed=body.confirm)))
+
+    return _answer(act)
+
+
+def run_canary(request: func.HttpRequest) -> func.HttpResponse:
+    """POST /api/canary: send an event to the test person, and follow it; 202 with the run and where it is told."""
+
+    def act() -> func.HttpResponse:
+        body = Canary.model_validate_json(request.get_body() or b"{}")
+        canary.check(load(), body.journey)
+        return _accepted(work.ask("canary", body.model_dump()))
 
     return _answer(act)
 

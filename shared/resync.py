@@ -29,7 +29,7 @@ from shared.view import Position
 EXPIRES = timedelta(hours=1)
 """So long a plan may be approved: later it is no longer what would happen."""
 
-Kind = Literal["resync", "go-live", "qa", "comparison"]
+Kind = Literal["resync", "go-live", "qa", "comparison", "canary"]
 
 
 class Stage(StrEnum):
