@@ -67,10 +67,14 @@ class StoredEvent:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A message that was made for a person, of the campaign of that id, if of any. `failed`: it was not delivered."""
+    """A message that was made for a person, by a campaign or by something else, at a unix time in seconds.
+
+    `failed`: it was not delivered.
+    """
 
     id: str
     campaign: int | None
+    created: int
     failed: bool
 
 
@@ -169,7 +173,12 @@ class AppApi:
         """The messages that were made for one person (an id) since a unix time in seconds. None of nobody."""
         path = f"/v1/customers/{quote(person, safe='')}/messages"
         return [
-            Message(str(one.get("id")), one.get("campaign_id"), bool(one.get("failure_message")))
+            Message(
+                str(one.get("id")),
+                one.get("campaign_id"),
+                int(one.get("created") or 0),
+                bool(one.get("failure_message")),
+            )
             for one in self._pages(path, "messages", also=(404,), start_ts=str(since))
         ]
 

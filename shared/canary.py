@@ -15,6 +15,7 @@ nothing else of one person, tells that they left a journey. Journey metrics coun
 
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,29 +79,28 @@ class _Unwell(Exception):
 
 def check(settings: Settings, journey: str) -> None:
     """Find out at once what can be wrong with a request. Raises Refused, WrongRequest, and what a pass raises."""
-    needed = ["canary_customer_id", "customerio_app_api_key", *(["canary_cart_campaign"] if journey == "cart" else [])]
-    for name in needed:
-        if getattr(settings, name) is None:
-            raise Refused(f"The canary needs {setting_name(name)}, which is missing: {_MEANINGS[name]}. Set it.")
     with Source(settings) as source:
-        _look_for_customer(settings, source)
+        _check(settings, journey, source)
 
 
-_MEANINGS = {
+_NEEDED = {
     "canary_customer_id": "the id of a test person who is nobody's customer",
     "customerio_app_api_key": "an App API key of the workspace, to look at what has come of an event",
     "canary_cart_campaign": "the id of the campaign that Cart Abandoned starts and Order Placed ends",
 }
 
 
-def _look_for_customer(settings: Settings, source: Source) -> Survey:
+def _check(settings: Settings, journey: str, source: Source) -> Survey:
+    for name, meaning in _NEEDED.items():
+        if getattr(settings, name) is None and (journey == "cart" or name != "canary_cart_campaign"):
+            raise Refused(f"The canary needs {setting_name(name)}, which is missing: {meaning}. Set it.")
     survey = source.survey(_CUSTOMERS)
     view = View(_CUSTOMERS, survey, settings)
     person = settings.canary_customer_id or ""
     if view.is_person(person) and source.named(view, [person]) is not None:
         raise WrongRequest(
-            f"CANARY_CUSTOMER_ID is the id of a customer: {view.name} has a row for it. Nothing was sent. Set it to an id"
-            " that no customer has or will have."
+            f"CANARY_CUSTOMER_ID is the id of a customer: {view.name} has a row for it. Nothing was sent. Set it to an"
+            " id that no customer has or will have."
         )
     return survey
 
@@ -110,13 +110,20 @@ def plan(state: State, settings: Settings, asked: Asked) -> Planned:
 
     Raises as `check` does; Refused where the run is canceled; Paused; and what a pass raises.
     """
-    journey = str(asked.request.get("journey") or "order")
-    check(settings, journey)
-    people = People(state)
-    with Source(settings) as source, CustomerIo(settings, people.barred) as client, AppApi(settings) as app:
-        survey = _look_for_customer(settings, source)
+    journey = asked.request["journey"]
+    runs = Runs(state)
+    with ExitStack() as stack:
+        source = stack.enter_context(Source(settings))
+        survey = _check(settings, journey, source)
+        for other in runs.planning():
+            if other.kind == "canary" and other.run < asked.run:  # each would take the other's messages for its own
+                raise Refused(
+                    f"Another canary, run {other.run}, is at work. Wait for it, or cancel it; then ask again."
+                )
+        client = stack.enter_context(CustomerIo(settings, People(state).barred))
+        app = stack.enter_context(AppApi(settings))
         admit(state, Identity(client.workspace(), survey.server, survey.database))
-        canary = _Canary(state, settings, asked, source, client, app, *_TRIGGERS[journey])
+        canary = _Canary(settings, asked, runs, Pause(state), source, client, app, *_TRIGGERS[journey])
         found = []
         try:
             canary.order() if journey == "order" else canary.cart()
@@ -131,9 +138,10 @@ def plan(state: State, settings: Settings, asked: Asked) -> Planned:
 class _Canary:
     """One run. `private` is what a worker that takes it up again must know."""
 
-    state: State
     settings: Settings
     asked: Asked
+    runs: Runs
+    pause: Pause
     source: Source
     client: CustomerIo
     app: AppApi
@@ -225,7 +233,7 @@ class _Canary:
     def _post(self, sync: Sync, operation: dict[str, Any], step: str, **more: Any) -> None:
         """Send one operation, unless the run was canceled, or the sync is paused."""
         self._record()
-        Pause(self.state).check(sync)
+        self.pause.check(sync)
         ((fate,),) = self.client.send([Group(self.person, (orjson.dumps(operation),))]).wait()
         match fate:
             case None:
@@ -237,7 +245,7 @@ class _Canary:
                 )
             case Barred():
                 raise _Unwell(
-                    f"The person of CANARY_CUSTOMER_ID was {fate.value}, as retention.removals or retention.merges says.",
+                    f"The person of CANARY_CUSTOMER_ID was {fate.value}, by retention.removals or retention.merges.",
                     "Set it to another id.",
                 )
             case _:
@@ -279,7 +287,7 @@ class _Canary:
                 " pause the event syncs (POST /api/pause), since what is sent again after a failure is not dropped.",
             )
         if len(new) > 1:
-            raise self._too_many(len(new))
+            raise self._too_many(new)
         if any(message.failed for message in new):
             raise _Unwell(
                 f"Campaign {self.campaign} has made its message, and it could not be delivered.",
@@ -287,16 +295,16 @@ class _Canary:
             )
         return events, len(new)
 
-    def _too_many(self, messages: int) -> _Unwell:
-        what = f"Campaign {self.campaign} has made {messages} messages for the canary, and should have made one."
+    def _too_many(self, messages: list[Message]) -> _Unwell:
+        what = f"Campaign {self.campaign} has made {len(messages)} messages for the canary, and should have made one."
         if self.trigger is _ORDER:
             return _Unwell(what, "It must have one message only; if it has, it is started twice by one event.")
-        if "orders" in self.private["times"]:
+        if messages[-1].created > self.private["times"].get("orders", messages[-1].created):
             return _Unwell(
                 f"{what} The last came although Order Placed was sent.",
                 "Make Order Placed its conversion goal, and let people exit when they achieve the goal.",
             )
-        return _Unwell(what, "No order was sent yet: let its second message wait for some minutes.")
+        return _Unwell(what, "No order was sent before: let its second message wait for two minutes or more.")
 
     def _missing(self, one: _Event, events: int) -> _Unwell:
         waited = f"within {self.patience:.0f} seconds"
@@ -306,23 +314,24 @@ class _Canary:
                 "Look in the activity log for failed_event; or raise QA_WAIT_SECONDS.",
             )
         return _Unwell(
-            f"The activity log shows the canary's {one.name}, and campaign {self.campaign} has made no message {waited}.",
+            f"The activity log shows the canary's {one.name}, and campaign {self.campaign} has made no message"
+            f" {waited}.",
             f"See whether its filter lets the person in ({MARK} is true, backfill is not true), its frequency lets them"
             " in every time, its first message has no delay and is sent automatically, and the person has an address"
             " and is subscribed.",
         )
 
     def _all_messages(self) -> list[Message]:
-        """The campaign's, of the last day."""
+        """The campaign's, of the last day, the oldest first."""
         if self.campaign is None:
             return []
-        return [
-            one for one in self.app.messages(self.person, self.source.now() - _DAY) if one.campaign == self.campaign
-        ]
+        made = self.app.messages(self.person, self.source.now() - _DAY)
+        return sorted((one for one in made if one.campaign == self.campaign), key=lambda one: one.created)
 
     def _left(self) -> int:
-        at = self.source.now()
-        return self.app.left_early(self.campaign or 0, at - 3600, at + 3600)
+        """How many people have left the campaign early, of those who entered it about when this one did."""
+        entered = self.private["times"]["carts"]
+        return self.app.left_early(self.campaign or 0, entered - 300, entered + 3600)
 
     def _event_id(self, one: _Event) -> str:
         return f"canary-{self.asked.run}-{one.sync.name}"
@@ -336,7 +345,7 @@ class _Canary:
 
     def _record(self) -> None:
         """Let who asks for the run see how far it is. Raises Refused where it was canceled."""
-        Runs(self.state).change(self.asked.run, [Stage.PLANNING], plan=self.told, private=self.private)
+        self.runs.change(self.asked.run, [Stage.PLANNING], plan=self.told, private=self.private)
 
 
 def _pause(deadline: float) -> bool:
