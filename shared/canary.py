@@ -200,7 +200,7 @@ class _Canary:
         self._post(_CUSTOMERS, identify(self.person, self.source.now(), {MARK: True}), "the person is identified")
         deadline = time.monotonic() + self.patience
         while self.app.attributes([self.person]).get(self.person, {}).get(MARK) != "true":
-            if not _pause(deadline):
+            if not self._may_wait(deadline):
                 raise _Unwell(
                     f"Customer.io does not show the person of CANARY_CUSTOMER_ID with {MARK} within"
                     f" {self.patience:.0f} seconds.",
@@ -260,7 +260,7 @@ class _Canary:
             events, messages = self._look(one)
             if events and (messages or self.campaign is None):
                 break
-            if not _pause(deadline):
+            if not self._may_wait(deadline):
                 raise self._missing(one, events)
         self._note(step, events=events, messages=messages, seconds=round(time.monotonic() - begun, 1))
 
@@ -268,7 +268,7 @@ class _Canary:
         """As long as patience lasts, there is nothing more."""
         deadline = time.monotonic() + self.patience
         events, messages = self._look(one)
-        while _pause(deadline):
+        while self._may_wait(deadline):
             events, messages = self._look(one)
         self._note(step, events=events, messages=messages, seconds=self.patience)
 
@@ -328,6 +328,14 @@ class _Canary:
         made = self.app.messages(self.person, self.source.now() - _DAY)
         return sorted((one for one in made if one.campaign == self.campaign), key=lambda one: one.created)
 
+    def _may_wait(self, deadline: float) -> bool:
+        """Wait a while, and not beyond the deadline; False once it is over. Raises Refused where it was canceled."""
+        left = deadline - time.monotonic()
+        if left > 0:
+            time.sleep(min(_POLL_SECONDS, left))
+        self._record()
+        return left > 0
+
     def _left(self) -> int:
         """How many people have left the campaign early, of those who entered it about when this one did."""
         entered = self.private["times"]["carts"]
@@ -346,11 +354,3 @@ class _Canary:
     def _record(self) -> None:
         """Let who asks for the run see how far it is. Raises Refused where it was canceled."""
         self.runs.change(self.asked.run, [Stage.PLANNING], plan=self.told, private=self.private)
-
-
-def _pause(deadline: float) -> bool:
-    """Wait a while, and not beyond the deadline; False once it is over."""
-    left = deadline - time.monotonic()
-    if left > 0:
-        time.sleep(min(_POLL_SECONDS, left))
-    return left > 0
