@@ -12,7 +12,7 @@ import pytest
 from shared import findings
 from shared.people import People
 from shared.resync import Runs, Stage
-from shared.state import State
+from shared.state import Identity, State
 from tests.conftest import Deployment
 from tests.test_passes import add_customers
 from tests.test_qa import identify
@@ -155,6 +155,11 @@ def test_a_message_that_comes_twice_is_found(shop, worker, campaign):
     assert "has made 2 messages" in asked(worker)["message"]
 
 
+def test_a_message_that_could_not_be_delivered_is_found_without_its_reason(shop, worker, campaign):
+    campaign(failure="no mailbox canary@example.com")
+    assert "it could not be delivered" in asked(worker)["message"]
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"filter": [{"attr": "vip", "op": "exists"}]}, {"delays": [60]}],
@@ -194,6 +199,15 @@ def test_a_person_who_was_removed_is_sent_nothing(shop, worker, campaign):
         People(state).remove([PERSON])
     assert "was removed" in asked(worker)["message"]
     assert "tidemark_canary" not in shop.workspace.people()[PERSON]
+
+
+def test_a_state_that_belongs_to_another_workspace_is_left_alone(shop, worker, campaign):
+    campaign()
+    with closing(State(shop.settings())) as state:
+        state.create()
+        state.remember(Identity("another", "server", "shop"))
+    assert "belongs to the Customer.io workspace another" in asked(worker)["message"]
+    assert list(shop.workspace.events()) == []
 
 
 # --- the cart ---------------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 A campaign acts where it has an `event_name` and `delays`, one message for each, so many seconds after its event:
 - `filter`: conditions (see people.matches) that the person must meet when the event comes
 - `exit_event`: who does this event after having entered leaves, and is sent nothing that was not due before
-- `copies`: a fault, so many messages in the place of each
+- `copies`: a fault, so many messages in the place of each; `failure`: why none of them can be delivered
 It is started by each stored event of this name that is younger than 72 hours, if its state is `running`; people without
 an address, and those who are unsubscribed, are sent nothing.
 """
@@ -28,6 +28,7 @@ class Message:
     action: int
     person: Person
     created: float
+    failure: str | None
 
 
 @dataclass(slots=True, eq=False)
@@ -49,7 +50,8 @@ class Journey:
             if due <= now and (self.left is None or due < self.left):
                 for copy in range(self.campaign.get("copies", 1)):
                     identity = f"journey{self.number}-action{action}-{copy}"
-                    yield Message(identity, self.campaign["id"], action, self.person, due)
+                    failure = self.campaign.get("failure")
+                    yield Message(identity, self.campaign["id"], action, self.person, due, failure)
 
 
 @dataclass(slots=True)
