@@ -57,12 +57,14 @@ class FailedChange:
 class StoredEvent:
     """An event as the activity log has it: `ulid` where that is the line's id, `event_id` where it has the property.
 
-    `event_id` is a text. What a line of an event looks like inside is not documented, so either may be missing.
+    `event_id` is a text. What a line of an event looks like inside is not documented, so either may be missing. `at` is
+    the line's time in unix seconds.
     """
 
     name: str
     ulid: str
     event_id: str | None
+    at: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +169,7 @@ class AppApi:
                 str(one.get("name") or ""),
                 str(one.get("id") or "").upper(),
                 None if event_id is None else _as_text(event_id),
+                one.get("timestamp"),
             )
 
     def messages(self, person: str, since: int) -> list[Message]:

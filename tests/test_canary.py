@@ -150,6 +150,13 @@ def test_an_event_that_is_shown_twice_is_found(shop, worker, campaign):
     assert steps(run)[-1] == "Order Placed sent the third time, with the same ULID"
 
 
+@pytest.mark.parametrize(("deduplicates", "state"), [(True, "done"), (False, "failed")])
+def test_events_whose_lines_tell_nothing_but_their_time_are_known_by_it(shop, worker, campaign, deduplicates, state):
+    campaign()
+    shop.workspace.configure(bare_events=True, deduplicates=deduplicates)
+    assert asked(worker)["state"] == state
+
+
 def test_a_message_that_comes_twice_is_found(shop, worker, campaign):
     campaign(copies=2)
     assert "has made 2 messages" in asked(worker)["message"]

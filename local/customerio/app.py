@@ -112,17 +112,17 @@ def _people_by_email(workspace: Workspace, request: Request, _: Any) -> Response
 
 def _activities_of_person(workspace: Workspace, request: Request, _: Any) -> Response:
     person = _find(workspace, request, request.path_params["customer_id"])
-    return _page_of_activities(person.activities, request) if person else _error(404, "not found")
+    return _page_of_activities(workspace, person.activities, request) if person else _error(404, "not found")
 
 
 def _activities(workspace: Workspace, request: Request, _: Any) -> Response:
     if (customer_id := request.query_params.get("customer_id")) is None:
-        return _page_of_activities(workspace.shown.activities, request)
+        return _page_of_activities(workspace, workspace.shown.activities, request)
     person = _find(workspace, request, customer_id)
-    return _page_of_activities(person.activities if person else [], request)
+    return _page_of_activities(workspace, person.activities if person else [], request)
 
 
-def _page_of_activities(activities: Sequence[Activity], request: Request) -> Response:
+def _page_of_activities(workspace: Workspace, activities: Sequence[Activity], request: Request) -> Response:
     """Newest first. `activities` ascend by sequence; `start` is the one below which to go on."""
     wanted_type, wanted_name = request.query_params.get("type"), request.query_params.get("name")
     limit = _limit(request, default=10)
@@ -135,16 +135,18 @@ def _page_of_activities(activities: Sequence[Activity], request: Request) -> Res
         if wanted_name and activity.name != wanted_name and wanted_name not in activity.data:
             continue
         if len(found) == limit:
-            return json({"activities": list(map(_activity, found)), "next": str(found[-1].sequence)})
+            return json({"activities": [_activity(workspace, one) for one in found], "next": str(found[-1].sequence)})
         found.append(activity)
-    return json({"activities": list(map(_activity, found)), "next": ""})
+    return json({"activities": [_activity(workspace, one) for one in found], "next": ""})
 
 
-def _activity(activity: Activity) -> dict[str, Any]:
+def _activity(workspace: Workspace, activity: Activity) -> dict[str, Any]:
     person = activity.person
     data = activity.data
     if activity.type == "attribute_change":
         data = {name: {side: _text(value or "") for side, value in change.items()} for name, change in data.items()}
+    if activity.type == "event" and workspace.settings.bare_events:
+        data = {}
     return {
         "id": f"{activity.sequence:026d}",
         "type": activity.type,

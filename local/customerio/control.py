@@ -65,7 +65,8 @@ class Workspace:
         return stats
 
     def configure(self, **settings: Any) -> None:
-        """Change lag_seconds, latency_seconds, email_updates_allowed, deduplicates, shuffle_seed, region or a key."""
+        """Change lag_seconds, latency_seconds, email_updates_allowed, deduplicates, bare_events, shuffle_seed, region
+        or a key."""
         self._call("PATCH", "", settings)
 
     def add_fault(self, **fault: Any) -> None:

@@ -32,6 +32,7 @@ class Settings:
     latency_seconds: float = 0.0
     email_updates_allowed: bool = False
     deduplicates: bool = True
+    bare_events: bool = False
     shuffle_seed: int | None = None
     site_id: str = field(default_factory=lambda: secrets.token_hex(10))
     api_key: str = field(default_factory=lambda: secrets.token_hex(10))
