@@ -183,8 +183,10 @@ def test_a_message_that_does_not_come_is_found(shop, worker, campaign, changes):
     assert "filter" in run["message"]
 
 
-def test_an_event_that_does_not_show_is_found(shop, worker, campaign, monkeypatch):
-    campaign()
+@pytest.mark.parametrize("with_campaign", [True, False])
+def test_an_event_that_does_not_show_is_found(shop, worker, campaign, with_campaign):
+    if with_campaign:
+        campaign()
     assert asked(worker)["state"] == "done"
     shop.workspace.configure(lag_seconds=60)
     assert "does not show it within 0 seconds" in asked(worker)["message"]
