@@ -178,7 +178,7 @@ class _Canary:
         self._begin()
         self._send(_CART)
         self._wait_for(_CART, "Cart Abandoned is shown, and the person is in the journey")
-        before = self._left()
+        before = self.private.setdefault("left", self._left())
         self._send(_ORDER)
         self._wait_for(_ORDER, "Order Placed is shown")
         self._watch(_ORDER, "no other message of the journey has come")

@@ -308,7 +308,8 @@ def test_a_run_whose_worker_died_sends_the_same_events_again(shop, worker, cart,
         Runs(state).change(run, [Stage.DONE], state=Stage.PLANNING)  # it died before it could say so
     time.sleep(1.1)  # another second
     call_queue("make_plan", json.dumps({"run": run}))
-    assert call("run", run=run)[1]["state"] == "done"
+    told = call("run", run=run)[1]
+    assert (told["state"], told["plan"]["steps"][-1]["left"]) == ("done", True)
     stats = shop.workspace.stats()
     assert (stats["events_stored"], stats["duplicate_events_dropped"]) == (2, 2)
 
