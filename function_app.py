@@ -228,3 +228,12 @@ def reconcile(req: func.HttpRequest) -> func.HttpResponse:
     from shared import http
 
     return http.reconciliation(req)
+
+
+@app.function_name("canary")
+@app.route("canary", methods=["POST"], auth_level=func.AuthLevel.FUNCTION)
+def canary(req: func.HttpRequest) -> func.HttpResponse:
+    """Send an event to the test person, and follow what comes of it."""
+    from shared import http
+
+    return http.run_canary(req)

@@ -64,12 +64,27 @@ class FailedChange:
 class StoredEvent:
     """An event as the activity log has it: `ulid` where that is the line's id, `event_id` where it has the property.
 
-    `event_id` is a text. What a line of an event looks like inside is not documented, so either may be missing.
+    `event_id` is a text. What a line of an event looks like inside is not documented, so either may be missing. `at` is
+    the line's time in unix seconds.
     """
 
     name: str
     ulid: str
     event_id: str | None
+    at: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A message that was made for a person, by a campaign or by something else, at a unix time in seconds.
+
+    `failed`: it was not delivered.
+    """
+
+    id: str
+    campaign: int | None
+    created: int
+    failed: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +198,21 @@ class AppApi:
                 str(one.get("name") or ""),
                 str(one.get("id") or "").upper(),
                 None if event_id is None else as_text(event_id),
+                one.get("timestamp"),
             )
+
+    def messages(self, person: str, since: int) -> list[Message]:
+        """The messages that were made for one person (an id) since a unix time in seconds. None of nobody."""
+        path = f"/v1/customers/{quote(person, safe='')}/messages"
+        return [
+            Message(
+                str(one.get("id")),
+                one.get("campaign_id"),
+                int(one.get("created") or 0),
+                bool(one.get("failure_message")),
+            )
+            for one in self._pages(path, "messages", also=(404,), start_ts=str(since))
+        ]
 
     def holders(self, email: str) -> list[Holder]:
         """The people who have an address (in any case of letters): none, one, or several in some workspaces."""
@@ -245,6 +274,15 @@ class AppApi:
         """The ids of the campaigns that use a segment, running or not."""
         answer = self._ask("GET", f"/v1/segments/{segment:d}/used_by")
         return [int(one) for one in _inner(_read(answer, "used_by"), "used_by").get("campaigns") or ()]
+
+    def left_early(self, campaign: int, since: int, until: int) -> int:
+        """How many of the journeys that began in that time (unix seconds) have ended early, as far as is counted yet.
+
+        Which of two counts takes in who left by the campaign's goal is not documented, nor how soon it does.
+        """
+        path, params = f"/v1/campaigns/{campaign}/journey_metrics", {"start": since, "end": until, "res": "hours"}
+        metrics = _inner(_read(self._ask("GET", path, params=params), "journey_metric"), "journey_metric")
+        return max(sum(metrics.get(name) or ()) for name in ("converted", "exited_early"))
 
     def failed_changes(self, since: int, of_type: ChangeType = "failed_attribute_change") -> Iterator[FailedChange]:
         """The changes of attributes that failed at or after a unix time in seconds, newest first, read by pages of 100.

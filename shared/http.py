@@ -6,12 +6,12 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import azure.functions as func
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from shared import audit, findings, passes, pileup, plan, qa, reconcile, replay, work
+from shared import audit, canary, findings, passes, pileup, plan, qa, reconcile, replay, work
 from shared.deadletters import DeadLetters
 from shared.errors import CarryOn, NotThere, TidemarkError, TryLater, WrongRequest
 from shared.pause import Pause
@@ -82,6 +82,12 @@ class Reconciliation(_Body):
         None, min_length=1, max_length=100
     )
     repair: bool = False
+
+
+class Canary(_Body):
+    """The body of a canary: which journey."""
+
+    journey: Literal["order", "cart"] = "order"
 
 
 class Stop(_Body):
@@ -305,6 +311,17 @@ def reconciliation(request: func.HttpRequest) -> func.HttpResponse:
         with closing(State(settings)) as state:
             reconcile.check(state, settings, asked_for)
         return _accepted(work.ask("reconciliation", asked_for, "customers"))
+
+    return _answer(act)
+
+
+def run_canary(request: func.HttpRequest) -> func.HttpResponse:
+    """POST /api/canary: send an event to the test person, and follow it; 202 with the run and where it is told."""
+
+    def act() -> func.HttpResponse:
+        body = Canary.model_validate_json(request.get_body() or b"{}")
+        canary.check(load(), body.journey)
+        return _accepted(work.ask("canary", body.model_dump()))
 
     return _answer(act)
 

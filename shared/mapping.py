@@ -116,6 +116,33 @@ def event_ulid(digest: bytes, event_time: int) -> str:
     return str(ULID((event_time * 1000).to_bytes(6, "big") + digest[:10]))
 
 
+def identify(customer_id: str, read_at: int, attributes: dict[str, Any]) -> dict[str, Any]:
+    """The operation that sets a person's attributes.
+
+    `timestamp` is the time of reading, so that an identify that arrives late overwrites nothing newer.
+    """
+    return {
+        "type": "person",
+        "identifiers": {"id": customer_id},
+        "action": "identify",
+        "timestamp": read_at,
+        "attributes": attributes,
+    }
+
+
+def event(customer_id: str, name: str, digest: bytes, time: int, properties: dict[str, Any]) -> dict[str, Any]:
+    """The operation that sends an event of this digest (see event_digest) at `time` (unix seconds)."""
+    return {
+        "type": "person",
+        "identifiers": {"id": customer_id},
+        "action": "event",
+        "name": name,
+        "id": event_ulid(digest, time),
+        "timestamp": time,
+        "attributes": properties,
+    }
+
+
 class Mapper:
     """Maps the pages of one view, but for the columns `withheld` (names in lower case).
 
@@ -220,7 +247,7 @@ class Mapper:
                 merged.append(row)
             if row in bad or row in vanished or ids[row] in others:
                 continue
-            state = _identify(ids[row], read_at, _present(names, row_values, self._cleared))
+            state = identify(ids[row], read_at, _present(names, row_values, self._cleared))
             if payloads := _encode(row, [state], bad):
                 operations.append(Operation(row, ids[row], payloads))
         return Mapped(operations, bad, len(vanished), merged, invalid_emails)
@@ -255,20 +282,12 @@ class Mapper:
             if times[row] < backfill_before:
                 properties["backfill"] = True
             whose = others.get(ids[row], ids[row])
-            event: dict[str, Any] = {
-                "type": "person",
-                "identifiers": {"id": whose},
-                "action": "event",
-                "name": event_names[row],
-                "id": event_ulid(ledger_id, times[row]),
-                "timestamp": times[row],
-                "attributes": properties,
-            }
-            parts = [event]
+            happened = event(whose, event_names[row], ledger_id, times[row], properties)
+            parts = [happened]
             # Beside an event of the past, the person's state of now has no place; nor has that of who was merged.
             now_counts = person_names and times[row] >= young and whose == ids[row]
             if now_counts and (state := _present(person_names, person[row], self._cleared)):
-                parts = [_identify(whose, page.read_at, state), event]
+                parts = [identify(whose, page.read_at, state), happened]
             if payloads := _encode(row, parts, bad):
                 operations.append(Operation(row, whose, payloads, ledger_id, times[row], name=event_names[row]))
         return Mapped(operations, bad, invalid_emails=invalid_emails)
@@ -476,17 +495,6 @@ def _present(names: list[str], values: tuple[Any, ...], cleared: Set[str] = froz
     if None in values:
         return {name: value for name, value in attributes.items() if value is not None or name in cleared}
     return attributes
-
-
-def _identify(customer_id: str, read_at: int, attributes: dict[str, Any]) -> dict[str, Any]:
-    """`timestamp` is the time of reading, so that an identify that arrives late overwrites nothing newer."""
-    return {
-        "type": "person",
-        "identifiers": {"id": customer_id},
-        "action": "identify",
-        "timestamp": read_at,
-        "attributes": attributes,
-    }
 
 
 def _encode(row: int, parts: list[dict[str, Any]], bad: Bad) -> tuple[bytes, ...]:

@@ -22,7 +22,7 @@ import orjson
 from shared.customerio import Barred
 from shared.errors import StateFault
 from shared.mapping import DIGEST_BYTES
-from shared.state import Document, State
+from shared.state import Document, Identity, State
 
 _NAME = "people.json"
 
@@ -75,6 +75,17 @@ class _Book:
                 f"{_NAME} is damaged, so nobody knows who was removed. Nothing was sent. Restore an earlier version of"
                 " that blob; do not delete it."
             ) from None
+
+
+def admit(state: State, identity: Identity) -> None:
+    """Before people are sent outside of a pass: make the record in a container that has no state yet.
+
+    Raises StateFault where the state belongs to another workspace, server or database.
+    """
+    if state.is_new():
+        People(state).begin()
+    else:
+        state.remember(identity)
 
 
 class People:

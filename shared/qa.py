@@ -24,7 +24,7 @@ from shared.appapi import AppApi
 from shared.customerio import CustomerIo
 from shared.errors import Busy, Refused, ViewFault, WrongRequest
 from shared.gate import CAN_TRIGGER_SECONDS, Gate
-from shared.people import People
+from shared.people import admit
 from shared.plan import Count
 from shared.resync import Asked, Planned, Runs, SliceLease, Stage
 from shared.run import account_digest
@@ -74,10 +74,7 @@ def plan(state: State, settings: Settings, request: Mapping[str, Any]) -> Planne
     with Source(settings) as source, CustomerIo(settings) as client, AppApi(settings) as app:
         survey = source.survey(_CUSTOMERS)
         identity = Identity(client.workspace(), survey.server, survey.database)
-        if state.is_new():
-            People(state).begin()
-        else:
-            state.remember(identity)
+        admit(state, identity)
         view = View(_CUSTOMERS, survey, settings)
         picked, told["strata"] = _pick(view, source, request, settings, survey.now)
         counted = Count(state, settings, source, view, _mark(state, settings, view), Gate(None, None))

@@ -11,7 +11,7 @@ to be sent next is worked out from the reports alone (`due`): a message that com
 
 import json
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -29,7 +29,7 @@ from shared.view import Position
 EXPIRES = timedelta(hours=1)
 """So long a plan may be approved: later it is no longer what would happen."""
 
-Kind = Literal["resync", "go-live", "qa", "comparison", "reconciliation"]
+Kind = Literal["resync", "go-live", "qa", "comparison", "reconciliation", "canary"]
 
 
 class Stage(StrEnum):
@@ -136,10 +136,16 @@ class Runs:
 
     def running(self) -> list[str]:
         """The ids of the runs that are under way."""
+        return [one.run for one in self._all() if one.state is Stage.RUNNING]
+
+    def planning(self) -> list[Asked]:
+        """The runs whose plans are being made."""
+        return [one for one in self._all() if one.state is Stage.PLANNING]
+
+    def _all(self) -> Iterator[Asked]:
         with storage_errors():
             names = [blob.name for blob in self._container.walk_blobs("runs/", delimiter="/")]
-        ids = [name.split("/")[1] for name in names]
-        return [run for run in ids if self.read(run).state is Stage.RUNNING]
+        return (self.read(name.split("/")[1]) for name in names)
 
     def change(self, run: str, states: Collection[Stage], **changes: Any) -> Asked:
         """Change a run that is in one of these states; returns it. Raises NotThere, and Refused in another state."""

@@ -12,7 +12,7 @@ from contextlib import closing, suppress
 from datetime import UTC, datetime
 from typing import Any
 
-from shared import comparison, golive, plan, qa, reconcile, slices, telemetry
+from shared import canary, comparison, golive, plan, qa, reconcile, slices, telemetry
 from shared.errors import Busy, CarryOn, Paused, Refused, TidemarkError, TryLater
 from shared.queues import Queues
 from shared.resync import Asked, Kind, Planned, Runs, SliceLease, Stage, Status, due, now, phases_done
@@ -53,7 +53,8 @@ def make_plan(message: str) -> None:
         except TryLater:
             raise
         except TidemarkError as error:
-            _tell(runs.change(run, [Stage.PLANNING], state=Stage.FAILED, message=str(error), finished=now()))
+            with suppress(Refused):  # it was canceled meanwhile
+                _tell(runs.change(run, [Stage.PLANNING], state=Stage.FAILED, message=str(error), finished=now()))
             return
         except Exception as error:
             raise unforeseen(error) from None
@@ -299,6 +300,8 @@ def _tell(asked: Asked) -> None:
 def _plan(state: State, settings: Settings, asked: Asked) -> Planned:
     if asked.kind == "go-live":
         return golive.plan(state, settings, asked.request)
+    if asked.kind == "canary":
+        return canary.plan(state, settings, asked)
     if asked.kind == "comparison":
         return comparison.plan(state, settings, asked)
     if asked.kind == "qa":

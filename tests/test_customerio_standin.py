@@ -534,6 +534,88 @@ def test_campaigns_tell_what_could_fire(workspace: Workspace, app: httpx.Client)
     assert app.get("/v1/segments/99/used_by").status_code == 404
 
 
+# Campaigns that act
+
+
+def messages(app: httpx.Client, person: str = "42", **params: Any) -> list[int]:
+    """The campaigns of a person's messages, the newest first."""
+    answer = app.get(f"/v1/customers/{person}/messages", params=params)
+    found = described("/v1/customers/{customer_id}/messages", "get", answer)["messages"]
+    assert len({one["id"] for one in found}) == len(found)
+    return [one["campaign_id"] for one in found]
+
+
+def test_a_campaign_sends_a_message_for_each_event_that_is_stored_and_young(
+    workspace: Workspace, track: httpx.Client, app: httpx.Client
+) -> None:
+    thanks = workspace.add_campaign("Thanks", event_name="Order Placed", delays=[0])
+    workspace.add_campaign("Stopped", event_name="Order Placed", delays=[0], state="stopped")
+    twice = workspace.add_campaign("Twice", event_name="Refund Issued", delays=[0], copies=2)
+    assert app.get("/v1/customers/42/messages").status_code == 404
+    accept(track, identify(email="jane@example.com"))
+    accept(track, event())
+    accept(track, event())
+    accept(track, event(ulid="01HT8K3Z7Q9V5C2M4N6P8R0S1V", timestamp=NOW - 73 * 3600))
+    assert messages(app) == [thanks]
+    accept(track, event(ulid="01HT8K3Z7Q9V5C2M4N6P8R0S1W", name="Refund Issued"))
+    assert sorted(messages(app)) == [thanks, twice, twice]
+    assert len(messages(app, limit=2)) == 2
+    assert messages(app, start_ts=NOW + 3600) == []
+    workspace.add_campaign("Failing", event_name="Cart Updated", delays=[0], failure="mailbox full")
+    accept(track, event(ulid="01HT8K3Z7Q9V5C2M4N6P8R0S1X", name="Cart Updated"))
+    newest = app.get("/v1/customers/42/messages").json()["messages"][0]
+    assert (newest["failure_message"], "delivered" in newest["metrics"]) == ("mailbox full", False)
+    workspace.configure(lag_seconds=60)
+    assert messages(app) == []
+
+
+def test_a_message_needs_an_address_a_consent_and_the_filter(
+    workspace: Workspace, track: httpx.Client, app: httpx.Client
+) -> None:
+    only = [{"attr": "vip", "op": "eq", "value": True}]
+    workspace.add_campaign("Thanks", event_name="Order Placed", delays=[0], filter=only)
+    people: list[dict[str, Any]] = [
+        {"vip": True},
+        {"vip": True, "email": "a@example.com", "unsubscribed": True},
+        {"email": "b@example.com"},
+        {"vip": True, "email": "c@example.com"},
+    ]
+    for number, attributes in enumerate(people):
+        accept(track, identify(str(number), **attributes))
+        accept(track, event(str(number), ulid=ULID[:-1] + str(number), attributes={}))
+    assert [len(messages(app, str(number))) for number in range(4)] == [0, 0, 0, 1]
+
+
+def test_an_exit_event_ends_a_journey_and_journey_metrics_tell_so(
+    workspace: Workspace, track: httpx.Client, app: httpx.Client
+) -> None:
+    cart = workspace.add_campaign("Cart", event_name="Cart Abandoned", delays=[0, 1], exit_event="Order Placed")
+    for number, buys in enumerate((True, False)):
+        accept(track, identify(str(number), email=f"{number}@example.com"))
+        accept(track, event(str(number), ulid=ULID[:-1] + str(number), name="Cart Abandoned", attributes={}))
+        if buys:
+            accept(track, event(str(number), ulid=ULID[:-2] + f"9{number}", attributes={}))
+    time.sleep(1.2)
+    assert [len(messages(app, str(number))) for number in range(2)] == [1, 2]
+    path, params = f"/v1/campaigns/{cart}/journey_metrics", {"start": NOW - 3600, "end": NOW + 3600, "res": "hours"}
+    answer = described("/v1/campaigns/{campaign_id}/journey_metrics", "get", app.get(path, params=params))
+    told = {name: sum(counts) for name, counts in answer["journey_metric"].items()}
+    assert (told["started"], told["messaged"], told["converted"], told["finished"]) == (2, 2, 1, 1)
+    assert app.get(path, params={**params, "end": 0}).status_code == 400
+    assert app.get("/v1/campaigns/99/journey_metrics", params=params).status_code == 404
+
+
+def test_a_repeated_event_is_shown_again_where_the_workspace_does_not_deduplicate(
+    workspace: Workspace, track: httpx.Client, app: httpx.Client
+) -> None:
+    workspace.configure(deduplicates=False)
+    for _ in range(2):
+        accept(track, event())
+    answer = app.get("/v1/customers/42/activities", params={"type": "event"})
+    assert len(answer.json()["activities"]) == 2
+    assert workspace.stats()["duplicate_events_stored"] == 1
+
+
 # Faults
 
 

@@ -1,4 +1,4 @@
-"""The App API, read side: people, activities, segments, campaigns. It lags behind the writes; values are text."""
+"""The App API, read side: people, activities, messages, segments, campaigns. It lags; values are text."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from local.customerio.campaigns import Message
 from local.customerio.contract import Described
 from local.customerio.people import Activity, Person, matches
 from local.customerio.track import json
@@ -37,6 +38,7 @@ class App:
             self._route("/v1/customers/attributes", _people_by_ids, "POST"),
             self._route("/v1/customers/{customer_id:path}/attributes", _attributes),
             self._route("/v1/customers/{customer_id:path}/activities", _activities_of_person),
+            self._route("/v1/customers/{customer_id:path}/messages", _messages_of_person),
             self._route("/v1/activities", _activities),
             self._route("/v1/segments", _segments),
             self._route("/v1/segments/{segment_id:int}", _segment),
@@ -44,6 +46,7 @@ class App:
             self._route("/v1/segments/{segment_id:int}/membership", _membership),
             self._route("/v1/segments/{segment_id:int}/used_by", _used_by),
             self._route("/v1/campaigns", _campaigns),
+            self._route("/v1/campaigns/{campaign_id:int}/journey_metrics", _journey_metrics),
         ]
 
     def _route(self, path: str, endpoint: Endpoint, method: str = "GET") -> Route:
@@ -109,17 +112,17 @@ def _people_by_email(workspace: Workspace, request: Request, _: Any) -> Response
 
 def _activities_of_person(workspace: Workspace, request: Request, _: Any) -> Response:
     person = _find(workspace, request, request.path_params["customer_id"])
-    return _page_of_activities(person.activities, request) if person else _error(404, "not found")
+    return _page_of_activities(workspace, person.activities, request) if person else _error(404, "not found")
 
 
 def _activities(workspace: Workspace, request: Request, _: Any) -> Response:
     if (customer_id := request.query_params.get("customer_id")) is None:
-        return _page_of_activities(workspace.shown.activities, request)
+        return _page_of_activities(workspace, workspace.shown.activities, request)
     person = _find(workspace, request, customer_id)
-    return _page_of_activities(person.activities if person else [], request)
+    return _page_of_activities(workspace, person.activities if person else [], request)
 
 
-def _page_of_activities(activities: Sequence[Activity], request: Request) -> Response:
+def _page_of_activities(workspace: Workspace, activities: Sequence[Activity], request: Request) -> Response:
     """Newest first. `activities` ascend by sequence; `start` is the one below which to go on."""
     wanted_type, wanted_name = request.query_params.get("type"), request.query_params.get("name")
     limit = _limit(request, default=10)
@@ -132,16 +135,18 @@ def _page_of_activities(activities: Sequence[Activity], request: Request) -> Res
         if wanted_name and activity.name != wanted_name and wanted_name not in activity.data:
             continue
         if len(found) == limit:
-            return json({"activities": list(map(_activity, found)), "next": str(found[-1].sequence)})
+            return json({"activities": [_activity(workspace, one) for one in found], "next": str(found[-1].sequence)})
         found.append(activity)
-    return json({"activities": list(map(_activity, found)), "next": ""})
+    return json({"activities": [_activity(workspace, one) for one in found], "next": ""})
 
 
-def _activity(activity: Activity) -> dict[str, Any]:
+def _activity(workspace: Workspace, activity: Activity) -> dict[str, Any]:
     person = activity.person
     data = activity.data
     if activity.type == "attribute_change":
         data = {name: {side: _text(value or "") for side, value in change.items()} for name, change in data.items()}
+    if activity.type == "event" and workspace.settings.bare_events:
+        data = {}
     return {
         "id": f"{activity.sequence:026d}",
         "type": activity.type,
@@ -214,3 +219,65 @@ def _used_by(workspace: Workspace, request: Request, _: Any) -> Response:
 
 def _campaigns(workspace: Workspace, request: Request, _: Any) -> Response:
     return json({"campaigns": workspace.campaigns})
+
+
+def _messages_of_person(workspace: Workspace, request: Request, _: Any) -> Response:
+    if (person := _find(workspace, request, request.path_params["customer_id"])) is None:
+        return _error(404, "not found")
+    query = request.query_params
+    first, last = int(query.get("start_ts", 0)), int(query.get("end_ts", 2**40))
+    made = workspace.journeys.messages(person.cio_id, time.time() - workspace.settings.lag_seconds)
+    found = [_message(one) for one in made if first <= int(one.created) <= last]
+    start, limit = int(query.get("start", 0)), _limit(request, default=50)
+    following = str(start + limit) if start + limit < len(found) else ""
+    return json({"messages": found[start : start + limit], "next": following})
+
+
+def _message(message: Message) -> dict[str, Any]:
+    created = int(message.created)
+    return {
+        "id": message.id,
+        "deduplicate_id": f"{message.id}:{created}",
+        "customer_id": message.person.id or "",
+        "campaign_id": message.campaign,
+        "action_id": message.action,
+        "recipient": message.person.email,
+        "subject": "A message",
+        "metrics": {"sent": created} if message.failure else {"sent": created, "delivered": created},
+        "created": created,
+        "failure_message": message.failure,
+        "newsletter_id": None,
+        "content_id": None,
+        "broadcast_id": None,
+        "type": "email",
+        "forgotten": False,
+    }
+
+
+_RESOLUTIONS = {"hour": 3600, "dail": 86_400, "days": 86_400, "week": 7 * 86_400, "mont": 30 * 86_400}
+
+
+def _journey_metrics(workspace: Workspace, request: Request, _: Any) -> Response:
+    """Of the journeys that began in each increment, how many have come so far by now."""
+    campaign = request.path_params["campaign_id"]
+    if all(one["id"] != campaign for one in workspace.campaigns):
+        return _error(404, "not found")
+    start, end = int(request.query_params["start"]), int(request.query_params["end"])
+    if start > end:
+        return _error(400, "start is after end")
+    seconds = _RESOLUTIONS[request.query_params["res"][:4]]
+    names = ("started", "activated", "exited_early", "finished", "converted", "never_activated", "messaged")
+    told = {name: [0] * ((end - start) // seconds + 1) for name in names}
+    now = time.time() - workspace.settings.lag_seconds
+    for journey in workspace.journeys.of(campaign):
+        if not start <= journey.entered <= min(end, now):
+            continue
+        at = int(journey.entered - start) // seconds
+        converted = journey.left is not None and journey.left <= now
+        finished = not converted and journey.entered + max(journey.campaign["delays"]) <= now
+        told["started"][at] += 1
+        told["activated"][at] += 1
+        told["messaged"][at] += any(True for _ in journey.messages(now))
+        told["converted"][at] += converted
+        told["finished"][at] += finished
+    return json({"journey_metric": told})

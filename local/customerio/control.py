@@ -65,7 +65,8 @@ class Workspace:
         return stats
 
     def configure(self, **settings: Any) -> None:
-        """Change lag_seconds, latency_seconds, email_updates_allowed, shuffle_seed, region or a key."""
+        """Change lag_seconds, latency_seconds, email_updates_allowed, deduplicates, bare_events, shuffle_seed, region
+        or a key."""
         self._call("PATCH", "", settings)
 
     def add_fault(self, **fault: Any) -> None:
@@ -82,7 +83,7 @@ class Workspace:
         return number
 
     def add_campaign(self, name: str, **campaign: Any) -> int:
-        """Define a campaign: state ("running"), event_name or trigger_segment_ids; its id."""
+        """Define a campaign: state ("running"), event_name or trigger_segment_ids, and how it acts (campaigns.py)."""
         number: int = self._call("POST", "/campaigns", {"name": name, **campaign})["id"]
         return number
 

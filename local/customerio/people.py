@@ -61,6 +61,7 @@ class Store:
     def __init__(self, *, keeps_log: bool, email_updates_allowed: bool = False) -> None:
         self.keeps_log = keeps_log
         self.email_updates_allowed = email_updates_allowed
+        self.deduplicates = True
         self.activities: list[Activity] = []
         self.activities_by_type: Counter[str] = Counter()
         self.identifies = 0
@@ -220,7 +221,7 @@ class Store:
         ulid = operation.get("id")
         if ulid is not None:
             ulid = ulid.upper()
-            if ulid in self._ulids:
+            if ulid in self._ulids and self.deduplicates:
                 self.duplicate_events_dropped += 1
                 return
         person = self._person(operation, received)

@@ -140,10 +140,11 @@ def _add_campaign(workspace: Workspace, request: Request, campaign: Any) -> Resp
             "updated": now,
             "active": state == "running",
             "state": state,
-            "actions": [],
+            "actions": [{"type": "email", "id": one} for one, _ in enumerate(campaign.get("delays", []), 1)],
             "first_started": now,
             "tags": [],
             **{key: campaign[key] for key in triggers if key in campaign},
         }
     )
+    workspace.journeys.add(number, campaign)
     return json({"id": number}, 201)

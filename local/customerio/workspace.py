@@ -10,6 +10,7 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from local.customerio.campaigns import Journeys
 from local.customerio.contract import Operation
 from local.customerio.faults import Fault
 from local.customerio.people import Store
@@ -30,6 +31,8 @@ class Settings:
     lag_seconds: float = 1.0
     latency_seconds: float = 0.0
     email_updates_allowed: bool = False
+    deduplicates: bool = True
+    bare_events: bool = False
     shuffle_seed: int | None = None
     site_id: str = field(default_factory=lambda: secrets.token_hex(10))
     api_key: str = field(default_factory=lambda: secrets.token_hex(10))
@@ -51,6 +54,7 @@ class Workspace:
         self.faults: list[Fault] = []
         self.segments: list[dict[str, Any]] = []
         self.campaigns: list[dict[str, Any]] = []
+        self.journeys = Journeys()
         self.counts: Counter[str] = Counter()
         self.requests_by_status: Counter[str] = Counter()
         self.app_requests_by_status: Counter[str] = Counter()
@@ -69,6 +73,7 @@ class Workspace:
             setattr(self.settings, name, value)
         for store in (self.held, self._shown):
             store.email_updates_allowed = self.settings.email_updates_allowed
+            store.deduplicates = self.settings.deduplicates
         if "shuffle_seed" in changes:
             self._shuffle.seed(changes["shuffle_seed"])
 
@@ -81,7 +86,10 @@ class Workspace:
         self.counts["accepted"] += len(operations)
         for operation in operations:
             self.operations_by_action[operation["action"]] += 1
+            stored = len(self.held.activities)  # of events alone
             self.held.apply(operation, now)
+            for event in self.held.activities[stored:]:
+                self.journeys.take(event, now)
         self._unshown.append((now, operations))
         self._show(now)
 
