@@ -88,7 +88,7 @@ def plan(state: State, settings: Settings, request: Mapping[str, Any]) -> Planne
         if not counted.rows:
             raise Refused(f"Nobody was picked: {view.name} has no rows, or none of these customer_ids.")
         new = sorted(emails.keys() - app.existing(emails))
-        clashes, guests = _clashes(app, emails)
+        clashes, guests = address_clashes(app, emails)
         people = [one for one in picked if one not in clashes]
         addresses = sum(email is not None for email in emails.values())
         told |= {
@@ -224,7 +224,7 @@ def _as_key(view: View, asked: str | int) -> str:
     return str(asked)
 
 
-def _clashes(app: AppApi, emails: Mapping[str, str | None]) -> tuple[dict[str, str], int]:
+def address_clashes(app: AppApi, emails: Mapping[str, str | None]) -> tuple[dict[str, str], int]:
     """Of these people those whose address is another id's, {id: the other}; and how many are a profile's without id."""
     clashes, guests = {}, 0
     for person, email in emails.items():

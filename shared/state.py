@@ -291,6 +291,14 @@ class State:
         with storage_errors():
             return not self.container.get_blob_client("identity.json").exists()
 
+    def identity(self) -> Identity | None:
+        """Whom the container belongs to; None where that is nobody yet."""
+        with storage_errors():
+            try:
+                return Identity(**json.loads(self.container.download_blob("identity.json").readall()))
+            except ResourceNotFoundError:
+                return None
+
     def remember(self, identity: Identity) -> None:
         """Tie the container to a workspace, server and database. Raises StateFault where it belongs to others."""
         with storage_errors():
