@@ -174,3 +174,12 @@ def replay(req: func.HttpRequest) -> func.HttpResponse:
     from shared import http
 
     return http.replay_dead_letters(req)
+
+
+@app.function_name("readiness")
+@app.route("readiness", methods=["GET"], auth_level=func.AuthLevel.FUNCTION)
+def readiness(req: func.HttpRequest) -> func.HttpResponse:
+    """Tell whether all is set up as it must be."""
+    from shared import http
+
+    return http.ready(req)

@@ -17,7 +17,7 @@ from shared.errors import SourceUnavailable
 from shared.settings import Settings, load
 from shared.source import Source
 from shared.state import State
-from shared.view import Survey, View
+from shared.view import Survey, Tally, View
 
 
 class Outcome(StrEnum):
@@ -76,6 +76,7 @@ class Look:
     patience: Patience
     views: list[View] = field(default_factory=list)
     surveys: dict[str, Survey] = field(default_factory=dict)
+    tallies: dict[str, Tally] = field(default_factory=dict)
     clocks: dict[str, float] = field(default_factory=dict)
     """By how many seconds another clock is ahead of this machine's."""
     identity: dict[str, str] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Checks of what Tidemark runs on, and of what people have decided: settings, storage, clocks, QA, going live, alerts."""
+"""Checks of what Tidemark runs on (settings, storage, clocks), and of what people have done: QA, going live, alerts."""
 
 import re
 import time
@@ -48,7 +48,9 @@ def driver(look: Look) -> Iterator[Note]:
             "Leave Driver out of SQL_CONNECTION_STRING: the newest that is installed is taken then.",
         )
     elif (version := re.fullmatch(r"ODBC Driver (\d+) for SQL Server", name)) is None or int(version[1]) < 18:
-        yield warning(f"{name} is in use.", "Use Microsoft's ODBC Driver 18: leave Driver out of SQL_CONNECTION_STRING.")
+        yield warning(
+            f"{name} is in use.", "Use Microsoft's ODBC Driver 18: leave Driver out of SQL_CONNECTION_STRING."
+        )
     else:
         yield ok(f"{name} is installed.")
 
@@ -119,13 +121,14 @@ def qa(look: Look) -> Iterator[Note]:
         state = "expired" if asked.expired else asked.state
         yield warning(f"The latest QA sync, run {asked.run}, is {state}.", "See it through, or ask for a new one.")
         return
-    compared = f"The QA sync of {asked.finished[:10]} compared {number(found['compared']['people'], 'person', 'people')}"
+    people = found["compared"]["people"]
+    compared = f"The QA sync of {asked.finished[:10]} compared {number(people, 'person', 'people')}"
     if found["differences"]:
         yield failed(
             f"{compared} and found {number(found['differences'], 'difference')}.",
             f"Read GET /api/runs/{asked.run}/report, mend what it names, and ask for a new QA sync.",
         )
-    elif not found["compared"]["people"]:
+    elif not people:
         yield warning(f"{compared}.", "Ask for a QA sync that picks somebody.")
     else:
         yield ok(f"{compared} and found no difference.")
@@ -143,7 +146,9 @@ def backfill(look: Look) -> Iterator[Note]:
             f"Read GET /api/runs/{run.run}, then approve or cancel it.",
         )
     elif run is not None and run.state in (Stage.RUNNING, Stage.PLANNING):
-        yield warning(f"Going live (run {run.run}) is {run.state}.", f"Look at GET /api/runs/{run.run} until it is done.")
+        yield warning(
+            f"Going live (run {run.run}) is {run.state}.", f"Look at GET /api/runs/{run.run} until it is done."
+        )
     if waiting:
         yield warning(
             f"Not live: {', '.join(waiting)}.",

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Self
 import azure.functions as func
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from shared import passes, pileup, plan, qa, replay, work
+from shared import pages, passes, pileup, plan, qa, readiness, replay, work
 from shared.deadletters import DeadLetters
 from shared.errors import CarryOn, NotThere, TidemarkError, TryLater, WrongRequest
 from shared.pause import Pause
@@ -270,6 +270,14 @@ def replay_dead_letters(request: func.HttpRequest) -> func.HttpResponse:
         return _json(200, asdict(replay.replay(sync, body.keys, body.reason, confirmed=body.confirm)))
 
     return _answer(act)
+
+
+def ready(request: func.HttpRequest) -> func.HttpResponse:
+    """GET /api/readiness: what is set up and what is not, as JSON or as a page; 200 whatever is found."""
+    told = readiness.check()
+    if pages.is_wanted(request):
+        return pages.render("readiness.html", report=told)
+    return _json(200, told, {"Cache-Control": "no-store"})
 
 
 def _answer(act: Callable[[], func.HttpResponse]) -> func.HttpResponse:

@@ -12,7 +12,7 @@ from typing import Any
 from shared import checks_deployment as deployment
 from shared import checks_source as source
 from shared import checks_workspace as workspace
-from shared.checks import Check, Look, NotLookedAt, Note, Outcome, Patience, TooLong, failed, warning
+from shared.checks import Check, Look, Note, NotLookedAt, Outcome, Patience, TooLong, failed, warning
 from shared.errors import TidemarkError
 from shared.run import unforeseen
 from shared.settings import Settings
@@ -24,7 +24,7 @@ CHECKS = (
     Check("settings", deployment.settings),
     Check("driver", deployment.driver, ("settings",)),
     Check("blobs", deployment.blobs, ("settings",)),
-    Check("queue", deployment.queue, ("settings",)),
+    Check("queue", deployment.queue, ("blobs",)),
     Check("sql_server", source.sql_server, ("driver",)),
     Check("track_api", workspace.track_api, ("settings",)),
     Check("app_api", workspace.app_api, ("settings",)),
@@ -86,7 +86,8 @@ def _item(one: Check, look: Look) -> Item:
     notes: list[Note] = []
     try:
         look.may_begin()
-        notes.extend(one.look(look))
+        for note in one.look(look):  # one by one: what was seen before it raised stays
+            notes.append(note)
     except TooLong as reason:
         do = "`make readiness` asks the same and waits longer; a view that takes so long wants an index."
         notes.append(warning(f"{reason} Not all was looked at.", do))

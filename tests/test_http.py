@@ -29,6 +29,7 @@ FUNCTIONS = {
     "report": (function_app.report, None),
     "pause": (function_app.pause, None),
     "resume": (function_app.resume, None),
+    "readiness": (function_app.readiness, None),
 }
 INJECTIONS = (
     "orders'; DROP TABLE shop.orders; --",

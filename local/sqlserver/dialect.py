@@ -1229,7 +1229,8 @@ FUNCTIONS: dict[str, Handler] = {
     "switchoffset": _switchoffset, "todatetimeoffset": _todatetimeoffset,
     "newid": lambda c, args, scope: Value("uuid()", SqlType("uniqueidentifier")),
     "hashbytes": _hashbytes, "db_name": _db_name, "serverproperty": _server_property,
-    "databasepropertyex": _database_property, "has_perms_by_name": _has_perms, "object_id": _object_id, "schema_id": _schema_id,
+    "databasepropertyex": _database_property, "has_perms_by_name": _has_perms,
+    "object_id": _object_id, "schema_id": _schema_id,
     "suser_sname": lambda c, args, scope: Value("'sa'", SYSNAME), "user_name": lambda c, args, scope: Value("'dbo'",
     SYSNAME),
 }  # fmt: skip

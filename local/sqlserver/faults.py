@@ -4,9 +4,9 @@
     EXEC sp_standin_clock N'database', -300
     EXEC sp_standin_permissions N'database', N'["SELECT ON SCHEMA::retention", "SELECT ON OBJECT::shop.orders"]'
 
-The first replaces the faults of a database, the second moves its clock, by seconds, the third says what the login may do
-there as far as it is asked (HAS_PERMS_BY_NAME), `null` for everything. Each answers with one row: how often faults have
-struck there so far. They belong into a batch without parameters, on a connection to any database.
+The first replaces the faults of a database, the second moves its clock, by seconds, the third says what
+HAS_PERMS_BY_NAME tells there, everything for `null`. Each answers with one row: how often faults have struck there so
+far. They belong into a batch without parameters, on a connection to any database.
 
 A fault is an object; the first of the list that strikes is the one that counts:
 - `at`: "statement" (the default) or "login"
