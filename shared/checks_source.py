@@ -70,9 +70,7 @@ def permissions(look: Look) -> Iterator[Note]:
         where = "t.TABLE_SCHEMA NOT IN (?, 'sys', 'INFORMATION_SCHEMA')"
         objects = look.row((f"SELECT {counts} FROM INFORMATION_SCHEMA.TABLES AS t WHERE {where}", [SCHEMA]))
         counted = [(one, count) for one, count in zip(_BEYOND["OBJECT"], objects, strict=True) if count]
-        found = ", ".join(
-            f"{one} on {number(count, 'table or view', 'tables or views')} elsewhere" for one, count in counted
-        )
+        found = ", ".join(f"{one} on {number(count, 'object')} elsewhere" for one, count in counted)
     if found:
         yield warning(
             f"The login may do more than it needs: {found}.",
@@ -151,21 +149,20 @@ def cursors(look: Look) -> Iterator[Note]:
                 f"{view.feed}: {number(without, 'row')} where {view.cursor.name} is NULL, which no pass reads.",
                 f"Let the view give a {view.strategy} for each row.",
             )
-    surveys = look.surveys
-    held = [
-        one for one in look.views if one.by_row_version and surveys[one.sync.name].bound <= surveys[one.sync.name].last
-    ]
-    if held:
-        before = surveys[held[0].sync.name].bound
+    for view in [one for one in look.views if one.by_row_version]:
+        before = look.surveys[view.sync.name]
+        if before.bound > before.last:
+            continue
         time.sleep(_OPEN_SECONDS)
         look.may_begin()
-        survey = look.source.survey(held[0].sync)
-        if survey.bound == before and survey.bound <= survey.last:
+        survey = look.source.survey(view.sync)
+        if survey.bound == before.bound and survey.bound <= survey.last:
             yield warning(
                 f"A transaction that writes has been open for {_OPEN_SECONDS:.0f} seconds at least: what was written"
                 " after it began is not read until it ends (MIN_ACTIVE_ROWVERSION stands still).",
                 "Look again. Where it stays: DBCC OPENTRAN in SQL Server shows it.",
             )
+        break  # the bound is the whole database's
     yield ok(f"Read by: {', '.join(f'{one.sync.name} {one.strategy}' for one in look.views)}.")
 
 

@@ -5,6 +5,7 @@ skipped. Nothing is written but probes, which are deleted again; queries count, 
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -59,14 +60,16 @@ class Item:
     do: str
 
 
-def check(settings: Settings | None = None, patience: Patience = OVER_HTTP) -> dict[str, Any]:
+def check(
+    settings: Settings | None = None, patience: Patience = OVER_HTTP, checks: Sequence[Check] = CHECKS
+) -> dict[str, Any]:
     """The report: {"at", "ready", "counts", "items"}; `ready` where nothing has failed or was skipped.
 
     Without `settings` they are read from the environment, and what is wrong with them is the first item. Never raises.
     """
     items: dict[str, Item] = {}
     with Look(settings, patience) as look:
-        for one in CHECKS:
+        for one in checks:
             missing = [name for name in one.needs if items[name].state in (Outcome.FAILED, Outcome.SKIPPED)]
             items[one.name] = _skipped(one, missing) if missing else _item(one, look)
     counts = Counter(item.state for item in items.values())

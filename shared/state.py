@@ -292,12 +292,14 @@ class State:
             return not self.container.get_blob_client("identity.json").exists()
 
     def identity(self) -> Identity | None:
-        """Whom the container belongs to; None where that is nobody yet."""
+        """Whom the container belongs to; None where that is nobody yet. Raises StateFault."""
         with storage_errors():
             try:
                 return Identity(**json.loads(self.container.download_blob("identity.json").readall()))
             except ResourceNotFoundError:
                 return None
+            except (ValueError, TypeError):
+                raise StateFault("identity.json is damaged. Restore an earlier version of that blob.") from None
 
     def remember(self, identity: Identity) -> None:
         """Tie the container to a workspace, server and database. Raises StateFault where it belongs to others."""
