@@ -13,10 +13,12 @@ from typing import Any, NamedTuple, Self
 
 from shared.appapi import AppApi
 from shared.customerio import CustomerIo
-from shared.errors import SourceUnavailable
+from shared.errors import SourceUnavailable, TidemarkError
+from shared.run import unforeseen
 from shared.settings import Settings, load
 from shared.source import Source
 from shared.state import State
+from shared.syncs import Kind
 from shared.view import Survey, Tally, View
 
 
@@ -60,6 +62,19 @@ class TooLong(NotLookedAt):
     """The time for it is over."""
 
 
+def cut_short(error: Exception) -> Note:
+    """What is told where a check could not come to its end."""
+    match error:
+        case TooLong():
+            do = "`make readiness` looks at the same and waits longer; a view that takes so long wants an index."
+            return Note(Outcome.SKIPPED, f"Not all was looked at: {error}", do)
+        case NotLookedAt():
+            return Note(Outcome.SKIPPED, f"Not looked at: {error}", "Mend that first.")
+        case TidemarkError():
+            return failed(str(error), "Do what the message says.")
+    return failed(str(unforeseen(error)), "Report it, with the log of the function.")
+
+
 @dataclass(frozen=True, slots=True)
 class Patience:
     """Seconds: what a query may take until its first row, and when no check and no query begins any more."""
@@ -77,6 +92,8 @@ class Look:
     views: list[View] = field(default_factory=list)
     surveys: dict[str, Survey] = field(default_factory=dict)
     tallies: dict[str, Tally] = field(default_factory=dict)
+    too_slow: dict[str, TooLong] = field(default_factory=dict)
+    """Views that are not asked again."""
     clocks: dict[str, float] = field(default_factory=dict)
     """By how many seconds another clock is ahead of this machine's."""
     identity: dict[str, str] = field(default_factory=dict)
@@ -122,7 +139,7 @@ class Look:
     def may_begin(self) -> None:
         """Raise TooLong where nothing is to begin any more."""
         if time.monotonic() > self._end:
-            raise TooLong("The time for all checks was over.")
+            raise TooLong("the time for all checks was over.")
 
     def rows(self, statement: tuple[str, list[object]]) -> list[tuple[Any, ...]]:
         """The rows that a statement gives. Raises what Source does, and TooLong."""
@@ -133,7 +150,7 @@ class Look:
         except SourceUnavailable:
             if time.monotonic() - begun < self.patience.query:
                 raise
-            raise TooLong(f"A query took longer than {self.patience.query} seconds.") from None
+            raise TooLong(f"a query took longer than {self.patience.query} seconds.") from None
 
     def row(self, statement: tuple[str, list[object]]) -> tuple[Any, ...]:
         """The only row that a statement gives."""
@@ -147,6 +164,23 @@ class Check:
     name: str
     look: Callable[[Look], Iterator[Note]]
     needs: tuple[str, ...] = ()
+
+
+def over_views(look: Look, judge: Callable[[Look, View], Iterator[Note]], kind: Kind | None = None) -> Iterator[Note]:
+    """What there is to tell of each view (of a kind): what goes wrong with one hides no other. Raises NotLookedAt."""
+    found = [view for view in look.views if kind in (None, view.sync.kind)]
+    if not found:
+        raise NotLookedAt(f"there is no view{f' of the kind {kind}' if kind else ''} that can be read.")
+    for view in found:
+        try:
+            if view.name in look.too_slow:
+                raise look.too_slow[view.name]
+            yield from judge(look, view)
+        except Exception as error:
+            if isinstance(error, TooLong):
+                look.too_slow[view.name] = error
+            note = cut_short(error)
+            yield note._replace(seen=f"{view.name}: {note.seen}")
 
 
 def number(count: int, one: str, more: str = "") -> str:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
-from shared.checks import Look, Note, NotLookedAt, failed, number, ok, warning
+from shared.checks import Look, Note, failed, number, ok, over_views, warning
 from shared.errors import ConfigurationFault, ViewFault
 from shared.mapping import PERSON
 from shared.settings import is_disabled
@@ -100,13 +100,6 @@ def views(look: Look) -> Iterator[Note]:
         yield ok(f"In order: {', '.join(view.name for view in look.views)}.")
 
 
-def _readable(look: Look, kind: Kind | None = None) -> list[View]:
-    found = [view for view in look.views if kind in (None, view.sync.kind)]
-    if not found:
-        raise NotLookedAt(f"there is no{f' {kind}' if kind else ''} view that can be read.")
-    return found
-
-
 def _tally(look: Look, view: View) -> Tally:
     if view.name not in look.tallies:
         look.tallies[view.name] = Tally(*look.row(view.tally()))
@@ -115,40 +108,38 @@ def _tally(look: Look, view: View) -> Tally:
 
 def keys(look: Look) -> Iterator[Note]:
     """Each row has a key and a person, and no key stands twice: one row per customer, one per event."""
-    for view in _readable(look):
-        found, key = _tally(look, view), view.sync.key
-        if missing := found.rows - found.keyed:
-            yield warning(
-                f"{view.name}: {number(missing, 'row')} of {found.rows:,} without {key}, to be set aside.",
-                "Give each row its key, or leave it out of the view.",
-            )
-        if missing := found.rows - found.of_person:
-            yield warning(
-                f"{view.name}: {number(missing, 'row')} of {found.rows:,} without a person's id, to be set aside.",
-                "Leave rows of nobody out of the view.",
-            )
-        if twice := found.keyed - found.keys:
-            yield failed(
-                f"{view.name}: {number(twice, 'row')} of {found.rows:,} with a {key} that another row has.",
-                "Make the view give one row for each key: a join may multiply its rows.",
-            )
-        if alike := found.keys - found.alike:
-            yield warning(
-                f"{view.name}: {alike:,} of its {key} differ from another only in the case of letters, or in trailing"
-                " blanks: SQL Server takes them for one, Customer.io for two.",
-                "Find out which is right, and write it in one way.",
-            )
-        yield ok(f"{view.name}: {number(found.rows, 'row')}, {number(found.keys, 'key')}.")
+    return over_views(look, _keys)
+
+
+def _keys(look: Look, view: View) -> Iterator[Note]:
+    found, key = _tally(look, view), view.sync.key
+    if missing := found.rows - found.keyed:
+        yield warning(
+            f"{view.name}: {number(missing, 'row')} of {found.rows:,} without {key}, to be set aside.",
+            "Give each row its key, or leave it out of the view.",
+        )
+    if missing := found.rows - found.of_person:
+        yield warning(
+            f"{view.name}: {number(missing, 'row')} of {found.rows:,} without a person's id, to be set aside.",
+            "Leave rows of nobody out of the view.",
+        )
+    if twice := found.keyed - found.keys:
+        yield failed(
+            f"{view.name}: {number(twice, 'row')} of {found.rows:,} with a {key} that another row has.",
+            "Make the view give one row for each key: a join may multiply its rows.",
+        )
+    if alike := found.keys - found.alike:
+        yield warning(
+            f"{view.name}: {alike:,} of its {key} differ from another only in the case of letters, or in trailing"
+            " blanks: SQL Server takes them for one, Customer.io for two.",
+            "Find out which is right, and write it in one way.",
+        )
+    yield ok(f"{view.name}: {number(found.rows, 'row')}, {number(found.keys, 'key')}.")
 
 
 def cursors(look: Look) -> Iterator[Note]:
     """Each row has a cursor, and no open transaction holds the bound of row_version."""
-    for view in _readable(look):
-        if without := look.row(view.without_cursor())[0]:
-            yield warning(
-                f"{view.feed}: {number(without, 'row')} where {view.cursor.name} is NULL, which no pass reads.",
-                f"Let the view give a {view.strategy} for each row.",
-            )
+    yield from over_views(look, _without_cursor)
     for view in [one for one in look.views if one.by_row_version]:
         before = look.surveys[view.sync.name]
         if before.bound > before.last:
@@ -163,7 +154,16 @@ def cursors(look: Look) -> Iterator[Note]:
                 "Look again. Where it stays: DBCC OPENTRAN in SQL Server shows it.",
             )
         break  # the bound is the whole database's
-    yield ok(f"Read by: {', '.join(f'{one.sync.name} {one.strategy}' for one in look.views)}.")
+
+
+def _without_cursor(look: Look, view: View) -> Iterator[Note]:
+    if without := look.row(view.without_cursor())[0]:
+        yield warning(
+            f"{view.feed}: {number(without, 'row')} where {view.cursor.name} is NULL, which no pass reads.",
+            f"Let the view give a {view.strategy} for each row.",
+        )
+    else:
+        yield ok(f"{view.name} is read by {view.strategy}.")
 
 
 # --- what the rows hold -----------------------------------------------------------------------------------------------
@@ -171,41 +171,46 @@ def cursors(look: Look) -> Iterator[Note]:
 
 def event_times(look: Look) -> Iterator[Note]:
     """Each event has a time, and not all are at midnight."""
-    for view in _readable(look, Kind.EVENT):
-        found = _tally(look, view)
-        if missing := found.rows - found.timed:
-            yield warning(
-                f"{view.name}: {number(missing, 'row')} of {found.rows:,} without event_time, to be set aside.",
-                "Leave events that have not happened out of the view.",
-            )
-        if found.timed > 1 and found.midnight == found.timed:
-            yield warning(
-                f"{view.name}: all {found.timed:,} events are at midnight.",
-                "Take a column with the time of day: by a mere date, events seem up to a day old and have no order.",
-            )
-        elif found.timed:
-            yield ok(f"{view.name}: {number(found.timed, 'event')} with a time.")
-        else:
-            yield ok(f"{view.name}: no events.")
+    return over_views(look, _event_times, Kind.EVENT)
+
+
+def _event_times(look: Look, view: View) -> Iterator[Note]:
+    found = _tally(look, view)
+    if missing := found.rows - found.timed:
+        yield warning(
+            f"{view.name}: {number(missing, 'row')} of {found.rows:,} without event_time, to be set aside.",
+            "Leave events that have not happened out of the view.",
+        )
+    if found.timed > 1 and found.midnight == found.timed:
+        yield warning(
+            f"{view.name}: all {found.timed:,} events are at midnight.",
+            "Take a column with the time of day: by a mere date, events seem up to a day old and have no order.",
+        )
+    elif found.timed:
+        yield ok(f"{view.name}: {number(found.timed, 'event')} with a time.")
+    else:
+        yield ok(f"{view.name}: no events.")
 
 
 def time_zone(look: Look) -> Iterator[Note]:
     """The newest event is not in the future by SQL Server's clock, as it is where SQL_TIME_ZONE is wrong."""
-    for view in _readable(look, Kind.EVENT):
-        newest = _tally(look, view).newest
-        if newest is None:
-            continue
-        ahead = view.moment_of(newest) - (time.time() + look.clocks["SQL Server"])
-        if ahead <= _FUTURE_SECONDS:
-            yield ok(f"{view.name}: the newest event is {_span(-ahead)} old.")
-            continue
-        zone = look.settings.sql_time_zone
-        seen = f"{view.name}: the newest event is {_span(ahead)} in the future by SQL Server's clock"
-        do = "Correct event_time; what is more than five minutes in the future is set aside."
-        if alike := zones_ahead(ahead, zone):
-            seen += f", as where SQL_TIME_ZONE is {zone} and the times are those of {' or '.join(alike)}"
-            do = "Find out whose wall clock event_time shows, and set SQL_TIME_ZONE to that zone."
-        yield failed(f"{seen}.", do)
+    return over_views(look, _time_zone, Kind.EVENT)
+
+
+def _time_zone(look: Look, view: View) -> Iterator[Note]:
+    if (newest := _tally(look, view).newest) is None:
+        return
+    ahead = view.moment_of(newest) - (time.time() + look.clocks["SQL Server"])
+    if ahead <= _FUTURE_SECONDS:
+        yield ok(f"{view.name}: the newest event is {_span(-ahead)} old.")
+        return
+    zone = look.settings.sql_time_zone
+    seen = f"{view.name}: the newest event is {_span(ahead)} in the future by SQL Server's clock"
+    do = "Correct event_time; what is more than five minutes in the future is set aside."
+    if alike := zones_ahead(ahead, zone):
+        seen += f", as where SQL_TIME_ZONE is {zone} and the times are those of {' or '.join(alike)}"
+        do = "Find out whose wall clock event_time shows, and set SQL_TIME_ZONE to that zone."
+    yield failed(f"{seen}.", do)
 
 
 def zones_ahead(seconds: float, zone: str) -> list[str]:
@@ -240,7 +245,10 @@ def _span(seconds: float) -> str:
 
 def emails(look: Look) -> Iterator[Note]:
     """Most customers have an email, nearly all of these look like addresses, and no two customers share one."""
-    (view,) = _readable(look, Kind.PROFILE)
+    return over_views(look, _emails, Kind.PROFILE)
+
+
+def _emails(look: Look, view: View) -> Iterator[Note]:
     if not view.has("email"):
         yield warning(f"{view.name} has no column email, so nobody gets one.", "Add it, unless it comes another way.")
         return
@@ -268,22 +276,24 @@ def _percent(part: int, whole: int) -> str:
 
 def flags(look: Look) -> Iterator[Note]:
     """No bit column that becomes a person's attribute is NULL: NULL would leave an old true as it is."""
-    found, looked_at, cleared = [], 0, look.settings.clear_when_null
-    for view in _readable(look):
-        names = [one.name for one in view.fields if one.form is Form.FLAG]
-        if view.sync.kind is Kind.PROFILE:
-            names = [name for name in names if name not in cleared]
-        else:
-            names = [one for one in names if one.lower().startswith(PERSON) and one[len(PERSON) :] not in cleared]
-        looked_at += len(names)
-        if names:
-            counts = zip(names, look.row(view.nulls(names)), strict=True)
-            found += [f"{view.name}.{name} ({number(count, 'row')})" for name, count in counts if count]
-    if found:
+    return over_views(look, _flags)
+
+
+def _flags(look: Look, view: View) -> Iterator[Note]:
+    cleared = look.settings.clear_when_null
+    names = [one.name for one in view.fields if one.form is Form.FLAG]
+    if view.sync.kind is Kind.PROFILE:
+        names = [name for name in names if name not in cleared]
+    else:
+        names = [one for one in names if one.lower().startswith(PERSON) and one[len(PERSON) :] not in cleared]
+    if not names:
+        return
+    counts = zip(names, look.row(view.nulls(names)), strict=True)
+    if found := [f"{name} ({number(count, 'row')})" for name, count in counts if count]:
         yield warning(
-            f"Flags that are NULL: {', '.join(found)}.",
+            f"{view.name}: flags that are NULL: {', '.join(found)}.",
             "NULL leaves what Customer.io has, so a true stays true: give 0 in the view (ISNULL), or name it in"
             " CLEAR_WHEN_NULL.",
         )
     else:
-        yield ok(f"{number(looked_at, 'flag')}, none of them NULL.")
+        yield ok(f"{view.name}: {number(len(names), 'flag')}, none of them NULL.")

@@ -7,7 +7,7 @@ from ulid import ULID
 
 from shared import findings
 from shared.appapi import StoredEvent
-from shared.checks import Look, Note, NotLookedAt, failed, number, ok, warning
+from shared.checks import Look, Note, NotLookedAt, failed, number, ok, over_views, warning
 from shared.ledger import Ledger
 from shared.mapping import SECONDS_PER_DAY, event_digest
 from shared.people import People
@@ -57,33 +57,36 @@ def rate(look: Look) -> Iterator[Note]:
 
 def other_sources(look: Look) -> Iterator[Note]:
     """Nobody else sends events of our names: each of the latest in the activity log is one that the ledger knows."""
-    for view in [one for one in look.views if one.sync.kind is Kind.EVENT]:
-        names = sorted(str(name) for (name,) in look.rows(view.event_names(EVERYTHING)) if name is not None)
-        mark = look.state.peek(view.sync)
-        for name in names[:NAMES]:
-            look.may_begin()
-            lines = look.app.latest_events(name)
-            foreign = _foreign(look, view, mark, lines)
-            if foreign and mark is not None:
-                time.sleep(_ON_THEIR_WAY)
-                foreign = _foreign(look, view, look.state.peek(view.sync), foreign)
-            if foreign and mark is not None and all(one.event_id is None for one in lines):
-                yield warning(
-                    f"{name}: the activity log does not show event_id, so nobody knows who has sent them.",
-                    "Look at some of these events in Customer.io: those of Tidemark have event_id and late_minutes.",
-                )
-            elif foreign:
-                yield failed(
-                    f"{name}: {len(foreign):,} of the latest {len(lines):,} were sent by another source.",
-                    "Switch that source off, or let the view give the event another name: people would get both.",
-                )
-            else:
-                yield ok(f"{name}: none of the latest {len(lines):,} is from elsewhere.")
-        if len(names) > NAMES:
+    return over_views(look, _other_sources, Kind.EVENT)
+
+
+def _other_sources(look: Look, view: View) -> Iterator[Note]:
+    names = sorted(str(name) for (name,) in look.rows(view.event_names(EVERYTHING)) if name is not None)
+    mark = look.state.peek(view.sync)
+    for name in names[:NAMES]:
+        look.may_begin()
+        lines = look.app.latest_events(name)
+        foreign = _foreign(look, view, mark, lines)
+        if foreign and mark is not None:
+            time.sleep(_ON_THEIR_WAY)
+            foreign = _foreign(look, view, look.state.peek(view.sync), foreign)
+        if foreign and mark is not None and all(one.event_id is None for one in lines):
             yield warning(
-                f"{view.name} has {len(names):,} event names, of which {NAMES} were looked at.",
-                "An event's name says what happened: leave numbers and products to its properties.",
+                f"{name}: the activity log does not show event_id, so nobody knows who has sent them.",
+                "Look at some of these events in Customer.io: those of Tidemark have event_id and late_minutes.",
             )
+        elif foreign:
+            yield failed(
+                f"{name}: {len(foreign):,} of the latest {len(lines):,} were sent by another source.",
+                "Switch that source off, or let the view give the event another name: people would get both.",
+            )
+        else:
+            yield ok(f"{name}: none of the latest {len(lines):,} is from elsewhere.")
+    if len(names) > NAMES:
+        yield warning(
+            f"{view.name} has {len(names):,} event names, of which {NAMES} were looked at.",
+            "An event's name says what happened: leave numbers and products to its properties.",
+        )
 
 
 def _foreign(look: Look, view: View, mark: Mark | None, lines: list[StoredEvent]) -> list[StoredEvent]:

@@ -48,7 +48,7 @@ class Queues:
             finally:
                 client.delete_queue()
 
-    def _client(self, queue: str, **retries: int) -> QueueClient:
+    def _client(self, queue: str, **retries: Any) -> QueueClient:
         name = f"{self._settings.state_container}-{queue}"
         if self._settings.azure_web_jobs_storage:
             text = self._settings.azure_web_jobs_storage.get_secret_value()

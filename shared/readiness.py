@@ -13,9 +13,7 @@ from typing import Any
 from shared import checks_deployment as deployment
 from shared import checks_source as source
 from shared import checks_workspace as workspace
-from shared.checks import Check, Look, Note, NotLookedAt, Outcome, Patience, TooLong, failed, warning
-from shared.errors import TidemarkError
-from shared.run import unforeseen
+from shared.checks import Check, Look, Note, Outcome, Patience, cut_short
 from shared.settings import Settings
 
 OVER_HTTP = Patience(query=20, begin=100)
@@ -91,15 +89,8 @@ def _item(one: Check, look: Look) -> Item:
         look.may_begin()
         for note in one.look(look):  # one by one: what was seen before it raised stays
             notes.append(note)
-    except TooLong as reason:
-        do = "`make readiness` asks the same and waits longer; a view that takes so long wants an index."
-        notes.append(warning(f"{reason} Not all was looked at.", do))
-    except NotLookedAt as reason:
-        notes.append(Note(Outcome.SKIPPED, f"Not looked at: {reason}", "Mend that first."))
-    except TidemarkError as error:
-        notes.append(failed(str(error), "Do what the message says."))
     except Exception as error:
-        notes.append(failed(str(unforeseen(error)), "Report it, with the log of the function."))
+        notes.append(cut_short(error))
     state = max((note.outcome for note in notes), key=list(Outcome).index, default=Outcome.OK)
     notes.sort(key=lambda note: -list(Outcome).index(note.outcome))  # what is wrong comes first
     actions = dict.fromkeys(note.do for note in notes if note.do)
