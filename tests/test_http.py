@@ -29,7 +29,6 @@ FUNCTIONS = {
     "report": (function_app.report, None),
     "pause": (function_app.pause, None),
     "resume": (function_app.resume, None),
-    "readiness": (function_app.readiness, None),
 }
 INJECTIONS = (
     "orders'; DROP TABLE shop.orders; --",
