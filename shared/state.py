@@ -6,6 +6,7 @@
     fingerprints/                          what was last sent of each person: see fingerprints
     findings/                              what checks have found: see findings
     pause.json                             what a person has paused: see pause
+    probe-<ulid>                           readiness writes, reads and deletes it
     runs/<run>/                            what a person asked for, and how far it is: see resync
     syncs/<sync>/mark.json                 the mark; its lease makes one pass at a time the sync's only writer
     syncs/<sync>/runs/<run>.json           one record a run, with its counts

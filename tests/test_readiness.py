@@ -25,6 +25,8 @@ from local.customerio.control import CustomerioStandin
 from shared import findings, readiness
 from shared.checks import Check, Look, Note, Patience
 from shared.checks_source import zones_ahead
+from shared.people import People
+from shared.state import Identity
 from shared.syncs import CATALOGUE
 from tests.conftest import Deployment, planted
 from tests.test_passes import add_customers, add_orders, make_tables
@@ -480,6 +482,15 @@ def test_a_view_that_is_wrong_hides_no_other_view_and_one_that_is_switched_off_i
     assert "carts" not in found["views"]["seen"] and "carts" in found["settings"]["seen"]
 
 
+@only_standin
+def test_a_view_whose_rows_cannot_be_computed_is_named_and_the_next_is_counted(well):
+    with view(well, "customers", CUSTOMERS.replace("customer_id", "1 / (customer_id - customer_id) AS customer_id", 1)):
+        found = items(report(well, checks=FAST))["keys"]
+    assert found["state"] == "failed", found
+    assert "retention.customers: Reading the schema retention fails with SQL Server error 8134" in found["seen"]
+    assert "retention.orders: 4 rows" in found["seen"]
+
+
 def test_what_nobody_foresaw_is_a_failed_item_with_a_place_and_no_value(well):
     def broken(_: Look) -> Iterator[Note]:
         yield Note("ok", "The first half is well.")
@@ -568,6 +579,19 @@ def test_an_address_that_belongs_to_another_id_is_told_with_both_ids_and_no_addr
     assert (found["state"], "belong to another id: 3 (old-3 has it)." in found["seen"]) == ("failed", True), found
     assert "Of 5 customers 1 are in the workspace" in found["seen"]
     assert "example.com" not in json.dumps(found)
+
+
+def test_who_was_merged_has_no_address_of_an_own_that_could_belong_to_another(new):
+    identify(new, "old-3", email="c3@example.com")
+    with Look(new.settings(), readiness.OVER_HTTP) as look:
+        look.state.create()
+        look.state.remember(Identity("1", "server", "database"))
+        People(look.state).begin()
+        People(look.state).merge({"3": "old-3"})
+    told = items(report(new))
+    assert told["people_there"]["state"] == "ok", told["people_there"]
+    assert told["people_there"]["seen"].startswith("Of 4 customers")
+    assert told["identity"]["state"] == "failed"
 
 
 def test_a_profile_that_is_known_by_its_address_only_is_a_warning(new):
