@@ -5,13 +5,16 @@ python := $(VENV)/bin/python
 pip := $(python) -m pip --quiet --disable-pip-version-check
 ready := $(VENV)/.ready .tools/unixodbc .tools/azurite/.ready .tools/cdnow/CDNOW_master.txt
 
-.PHONY: demo serve test faults bench lint docs setup clean
+.PHONY: demo serve readiness test faults bench lint docs setup clean
 
 demo: setup  ## purchase histories from SQL Server to Customer.io: everything, nothing, then what changes; writes .demo/report.json
 	@$(python) -m local.demo
 
 serve: setup  ## the same, kept running to play with
 	@$(python) -m local.demo --serve
+
+readiness: setup  ## whether all is set up, by the settings of local.settings.json or the environment; docs/readiness.md
+	@$(python) -m local.readiness
 
 test: setup
 	@$(python) -m pytest -q -n 2 --dist worksteal -m "not slow" $(PYTEST_ARGS)

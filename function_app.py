@@ -237,3 +237,12 @@ def canary(req: func.HttpRequest) -> func.HttpResponse:
     from shared import http
 
     return http.run_canary(req)
+
+
+@app.function_name("readiness")
+@app.route("readiness", methods=["GET"], auth_level=func.AuthLevel.FUNCTION)
+def readiness(req: func.HttpRequest) -> func.HttpResponse:
+    """Tell whether all is set up as it must be."""
+    from shared import http
+
+    return http.ready(req)

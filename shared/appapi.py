@@ -64,14 +64,15 @@ class FailedChange:
 class StoredEvent:
     """An event as the activity log has it: `ulid` where that is the line's id, `event_id` where it has the property.
 
-    `event_id` is a text. What a line of an event looks like inside is not documented, so either may be missing. `at` is
-    the line's time in unix seconds.
+    `event_id` is a text, `person` the id, `at` unix seconds. What a line of an event looks like inside is not
+    documented, so each may be missing.
     """
 
     name: str
     ulid: str
     event_id: str | None
-    at: int | None
+    person: str | None = None
+    at: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +128,15 @@ class Campaign:
     def told(self) -> dict[str, Any]:
         """What a plan shows of it."""
         return {"id": self.id, "name": self.name, "event_name": self.event_name, "segments": list(self.segments)}
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A segment; its members are final where its state is `finished`."""
+
+    id: int
+    name: str
+    state: str
 
 
 class AppApi:
@@ -193,13 +203,12 @@ class AppApi:
         """
         path = f"/v1/customers/{quote(person, safe='')}/activities"
         for one in self._pages(path, "activities", also=(404,), type="event"):
-            event_id = _inner(one, "data").get("event_id")
-            yield StoredEvent(
-                str(one.get("name") or ""),
-                str(one.get("id") or "").upper(),
-                None if event_id is None else as_text(event_id),
-                one.get("timestamp"),
-            )
+            yield _stored_event(one)
+
+    def latest_events(self, name: str) -> list[StoredEvent]:
+        """The latest 100 events of a name, whoever sent them. One request."""
+        answer = self._ask("GET", "/v1/activities", params={"type": "event", "name": name, "limit": str(_PAGE)})
+        return [_stored_event(one) for one in _listed(answer, "activities")]
 
     def messages(self, person: str, since: int) -> list[Message]:
         """The messages that were made for one person (an id) since a unix time in seconds. None of nobody."""
@@ -428,6 +437,17 @@ def _text(outer: dict[str, Any], name: str) -> str | None:
     """What is there as text; None for nothing and for blank."""
     value = outer.get(name)
     return None if value is None or value == "" else str(value)
+
+
+def _stored_event(one: dict[str, Any]) -> StoredEvent:
+    event_id, at = _inner(one, "data").get("event_id"), one.get("timestamp")
+    return StoredEvent(
+        str(one.get("name") or ""),
+        str(one.get("id") or "").upper(),
+        None if event_id is None else as_text(event_id),
+        _person(one),
+        at if isinstance(at, int) else None,
+    )
 
 
 def as_text(value: Any) -> str:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 import azure.functions as func
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from shared import audit, canary, findings, passes, pileup, plan, qa, reconcile, replay, work
+from shared import audit, canary, findings, pages, passes, pileup, plan, qa, readiness, reconcile, replay, work
 from shared.deadletters import DeadLetters
 from shared.errors import CarryOn, NotThere, TidemarkError, TryLater, WrongRequest
 from shared.pause import Pause
@@ -324,6 +324,14 @@ def run_canary(request: func.HttpRequest) -> func.HttpResponse:
         return _accepted(work.ask("canary", body.model_dump()))
 
     return _answer(act)
+
+
+def ready(request: func.HttpRequest) -> func.HttpResponse:
+    """GET /api/readiness: what is set up and what is not, as JSON or as a page; 200 whatever is found."""
+    told = readiness.check()
+    if pages.is_wanted(request):
+        return pages.render("readiness.html", report=told)
+    return _json(200, told, {"Cache-Control": "no-store"})
 
 
 def _answer(act: Callable[[], func.HttpResponse]) -> func.HttpResponse:

@@ -4,6 +4,7 @@ Their names begin with the state container's, so that two deployments on one acc
 """
 
 import json
+import secrets
 from contextlib import suppress
 from functools import partial
 from typing import Any, Literal
@@ -34,10 +35,23 @@ class Queues:
                     client.create_queue()
                 send()
 
-    def _client(self, queue: Queue) -> QueueClient:
+    def probe(self) -> None:
+        """Make a queue, send a message, take it, and delete both. A queue of its own: the others start functions."""
+        with (
+            storage_errors(),
+            self._client(f"probe-{secrets.token_hex(4)}", retry_total=1, initial_backoff=1) as client,
+        ):
+            client.create_queue()
+            try:
+                client.send_message("probe")
+                client.delete_message(next(iter(client.receive_messages(max_messages=1))))
+            finally:
+                client.delete_queue()
+
+    def _client(self, queue: str, **retries: Any) -> QueueClient:
         name = f"{self._settings.state_container}-{queue}"
         if self._settings.azure_web_jobs_storage:
             text = self._settings.azure_web_jobs_storage.get_secret_value()
-            return QueueClient.from_connection_string(text, name)
+            return QueueClient.from_connection_string(text, name, **retries)
         account = f"https://{self._settings.storage_account_name}.queue.core.windows.net"
-        return QueueClient(account, name, credential=managed_identity(self._settings))
+        return QueueClient(account, name, credential=managed_identity(self._settings), **retries)

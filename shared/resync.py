@@ -147,6 +147,13 @@ class Runs:
             names = [blob.name for blob in self._container.walk_blobs("runs/", delimiter="/")]
         return (self.read(name.split("/")[1]) for name in names)
 
+    def latest(self, kind: Kind) -> Asked | None:
+        """The run of a kind that was asked for last; None where there was none."""
+        with storage_errors():
+            names = [blob.name for blob in self._container.walk_blobs("runs/", delimiter="/")]
+        runs = (self.read(name.split("/")[1]) for name in sorted(names, reverse=True))  # the ids are ULIDs
+        return next((asked for asked in runs if asked.kind == kind), None)
+
     def change(self, run: str, states: Collection[Stage], **changes: Any) -> Asked:
         """Change a run that is in one of these states; returns it. Raises NotThere, and Refused in another state."""
 

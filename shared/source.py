@@ -72,8 +72,9 @@ T = TypeVar("T")
 class Source:
     """Reads one database. Not for use by several threads at once."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, query_timeout: int = _QUERY_TIMEOUT) -> None:
         self._settings = settings
+        self._query_timeout = query_timeout
         self._connection: pyodbc.Connection | None = None
         self._clock: Callable[[], float] = time.time
 
@@ -223,13 +224,13 @@ class Source:
 
     def _connect(self) -> pyodbc.Connection:
         if self._connection is None:
-            text = _with_driver(self._settings.sql_connection_string.get_secret_value())
+            text = with_driver(self._settings.sql_connection_string.get_secret_value())
 
             def open_connection() -> pyodbc.Connection:
                 return pyodbc.connect(text, timeout=_LOGIN_TIMEOUT, autocommit=True)
 
             self._connection = self._retrying(open_connection)
-            self._connection.timeout = _QUERY_TIMEOUT
+            self._connection.timeout = self._query_timeout
         return self._connection
 
     def _retrying(self, call: Callable[[], T]) -> T:
@@ -349,8 +350,11 @@ def _failure(error: pyodbc.Error, view: str) -> Exception:
     )
 
 
-def _with_driver(connection_string: str) -> str:
-    """The connection string with the newest installed Microsoft driver, where it names none."""
+def with_driver(connection_string: str) -> str:
+    """The connection string with the newest installed Microsoft driver, where it names none.
+
+    Raises ConfigurationFault where none is installed.
+    """
     if re.search(r"(?i)(^|;)\s*driver\s*=", connection_string):
         return connection_string
     drivers = [name for name in pyodbc.drivers() if re.fullmatch(r"ODBC Driver \d+ for SQL Server", name)]

@@ -10,6 +10,7 @@
     audits/<sync>.json                     what differs, and who of it is to be looked at again: see audit
     pause.json                             what a person has paused: see pause
     reconciliation.json                    what the last comparison of segments has found: see reconcile
+    probe-<ulid>                           readiness writes, reads and deletes it
     runs/<run>/                            what a person asked for, and how far it is: see resync
     syncs/<sync>/mark.json                 the mark; its lease makes one pass at a time the sync's only writer
     syncs/<sync>/runs/<run>.json           one record a run, with its counts
@@ -301,6 +302,16 @@ class State:
         """Whether the container belongs to nobody yet."""
         with storage_errors():
             return not self.container.get_blob_client("identity.json").exists()
+
+    def identity(self) -> Identity | None:
+        """Whom the container belongs to; None where that is nobody yet. Raises StateFault."""
+        with storage_errors():
+            try:
+                return Identity(**json.loads(self.container.download_blob("identity.json").readall()))
+            except ResourceNotFoundError:
+                return None
+            except (ValueError, TypeError):
+                raise StateFault("identity.json is damaged. Restore an earlier version of that blob.") from None
 
     def remember(self, identity: Identity) -> None:
         """Tie the container to a workspace, server and database. Raises StateFault where it belongs to others."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import cast
+from typing import NamedTuple, cast
 from zoneinfo import ZoneInfo
 
 from shared.errors import ConfigurationFault, ViewFault
@@ -80,6 +80,20 @@ class Within:
 
 
 EVERYTHING = Within()
+
+
+class Tally(NamedTuple):
+    """Of a view the rows, those with a key, the different keys by code points and as SQL Server compares, those with
+    the (last) id of a person; of events those with a time, those at midnight, and the newest time as it is fetched."""
+
+    rows: int
+    keyed: int
+    keys: int
+    alike: int
+    of_person: int
+    timed: int = 0
+    midnight: int | None = None
+    newest: int | None = None
 
 
 # --- what SQL Server's types become -----------------------------------------------------------------------------------
@@ -582,6 +596,39 @@ class View:
     def count_all(self) -> tuple[str, list[object]]:
         """How many rows the view has. Its one-row joins cost nothing: SQL Server leaves out what no count needs."""
         return f"SELECT COUNT(*) FROM {self._table} AS v", []
+
+    # What readiness asks.
+
+    def tally(self) -> tuple[str, list[object]]:
+        """The columns of a Tally, over all rows."""
+        key, person = f"v.{quote(self._key.name)}", self._columns[_IDS[self.sync.kind][-1]]
+        counts = ["COUNT(*)", f"COUNT({key})", f"COUNT(DISTINCT {self._exact(key)})", f"COUNT(DISTINCT {key})"]
+        counts.append(f"COUNT(v.{quote(person.name)})")
+        if self.sync.kind is Kind.EVENT:
+            column = cast("Column", self.moment)
+            seconds, _ = cast("tuple[str, Form]", _selection(column, f"v.{quote(column.name)}"))
+            midnight = f"SUM(CASE WHEN {seconds} % 86400 = 0 THEN 1 ELSE 0 END)"
+            counts += [f"COUNT(v.{quote(column.name)})", midnight, f"MAX({seconds})"]
+        return f"SELECT {', '.join(counts)} FROM {self._table} AS v", []
+
+    def emails(self) -> tuple[str, list[object]]:
+        """How many rows there are, have an email, one that looks like an address, and how many emails differ."""
+        email = f"NULLIF(LTRIM(RTRIM(v.{quote(self._columns['email'].name)})), N'')"
+        shaped = f"{email} LIKE N'%_@_%._%' AND CHARINDEX(N' ', {email}) = 0"
+        counts = f"COUNT(*), COUNT({email}), SUM(CASE WHEN {shaped} THEN 1 ELSE 0 END), COUNT(DISTINCT {email})"
+        return f"SELECT {counts} FROM {self._table} AS v", []
+
+    def nulls(self, names: Sequence[str]) -> tuple[str, list[object]]:
+        """In how many rows each of these columns is NULL."""
+        counts = ", ".join(f"COUNT(*) - COUNT(v.{quote(name)})" for name in names)
+        return f"SELECT {counts} FROM {self._table} AS v", []
+
+    def moment_of(self, seconds: int) -> int:
+        """Unix seconds of a value of the column `moment` as it is fetched."""
+        if cast("Column", self.moment).type == "datetimeoffset":
+            return seconds
+        wall = datetime(1970, 1, 1) + timedelta(seconds=seconds)  # noqa: DTZ001  # a wall clock's
+        return int(wall.replace(tzinfo=self._zone).timestamp())
 
     def precedes(self, key: object, other: object) -> tuple[str, list[object]]:
         """1 where a key comes before another, 0 where not: only the server knows its order."""

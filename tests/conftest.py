@@ -177,7 +177,9 @@ class Deployment:
     syncs: dict[str, Sync] = field(default_factory=lambda: dict(SYNCS))
 
     def settings(self, **changes: Any) -> Settings:
-        values = {**self.environment, **{name: str(value) for name, value in changes.items()}}
+        values = {
+            name: None if value is None else str(value) for name, value in {**self.environment, **changes}.items()
+        }
         by_field = {name.lower() if name.isupper() else name: value for name, value in values.items()}
         return Settings(**by_field)  # type: ignore[arg-type]
 

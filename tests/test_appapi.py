@@ -193,10 +193,10 @@ def test_nobody_has_no_events(app):
 @pytest.mark.parametrize(
     ("line", "event"),
     [
-        ({"id": "01ht8k3z7q9v5c2m4n6p8r0s1t"}, StoredEvent("Paid", "01HT8K3Z7Q9V5C2M4N6P8R0S1T", None, 1000)),
-        ({"data": {"event_id": "9"}}, StoredEvent("Paid", "", "9", 1000)),
-        ({"data": "event_id"}, StoredEvent("Paid", "", None, 1000)),
-        ({"data": {"event_id": None}, "id": None}, StoredEvent("Paid", "", None, 1000)),
+        ({"id": "01ht8k3z7q9v5c2m4n6p8r0s1t"}, StoredEvent("Paid", "01HT8K3Z7Q9V5C2M4N6P8R0S1T", None, "1", 1000)),
+        ({"data": {"event_id": "9"}}, StoredEvent("Paid", "", "9", "1", 1000)),
+        ({"data": "event_id"}, StoredEvent("Paid", "", None, "1", 1000)),
+        ({"data": {"event_id": None}, "id": None}, StoredEvent("Paid", "", None, "1", 1000)),
     ],
 )
 def test_an_event_is_known_by_its_ulid_or_by_its_event_id(scripted, line, event):

@@ -14,6 +14,7 @@ from local import cdnow, services
 from shared import mapping
 from shared.drift import types_of
 from shared.http import GoLive, Resync
+from shared.readiness import CHECKS
 from shared.resync import Stage, Status
 from shared.settings import Settings, setting_name
 from shared.source import Source
@@ -159,6 +160,10 @@ def test_resync_explains_every_field_of_a_request_and_going_live_of_its_own():
     assert first_words(DOCS["going-live.md"], "| field | meaning |\n|---|---|\n| `since` |") == sorted(
         GoLive.model_fields
     )
+
+
+def test_readiness_explains_every_item_in_its_order():
+    assert [quoted(name)[0] for name, _, _ in rows(DOCS["readiness.md"], "## Items")] == [one.name for one in CHECKS]
 
 
 def first_words(text: str, head: str) -> list[str]:

@@ -780,3 +780,28 @@ def test_many_clients_at_once(connect: Connect, orders: pyodbc.Connection) -> No
         t.join()
     assert faults == []
     assert one(orders, "SELECT n FROM dbo.orders WHERE id = 1") == 80
+
+
+PERMISSIONS = (
+    "SELECT HAS_PERMS_BY_NAME('dbo', 'SCHEMA', 'SELECT'), HAS_PERMS_BY_NAME(DB_NAME(), 'DATABASE', 'INSERT'),"
+    " HAS_PERMS_BY_NAME('[dbo].[orders]', 'OBJECT', 'SELECT'), HAS_PERMS_BY_NAME('dbo.orders', 'OBJECT', 'UPDATE')"
+)
+
+
+def test_who_owns_the_database_has_every_permission(orders):
+    assert tuple(orders.execute(PERMISSIONS).fetchone()) == (1, 1, 1, 1)
+
+
+@only_standin
+def test_it_tells_the_permissions_that_it_was_told(orders):
+    command = f"EXEC sp_standin_permissions N'{one(orders, 'SELECT DB_NAME()')}', N'%s'"
+    for told, has in [
+        ('["SELECT ON SCHEMA::dbo"]', (1, 0, 1, 0)),
+        ('["UPDATE ON OBJECT::dbo.orders"]', (0, 0, 0, 1)),
+        ('["INSERT ON DATABASE"]', (0, 1, 0, 0)),
+        ('["CONTROL ON DATABASE"]', (1, 1, 1, 1)),
+        ("[]", (0, 0, 0, 0)),
+        ("null", (1, 1, 1, 1)),
+    ]:
+        orders.execute(command % told)
+        assert tuple(orders.execute(PERMISSIONS).fetchone()) == has, told

@@ -1182,6 +1182,11 @@ def _db_name(c: Compiler, args: list[exp.Expr], scope: Scope) -> Value:
     return Value(literal(c.catalog.database), SYSNAME)
 
 
+def _has_perms(c: Compiler, args: list[exp.Expr], scope: Scope) -> Value:
+    securable, kind, permission = (c.text(arg, scope).sql for arg in args)
+    return Value(f"ms.has_perms(getvariable('ms_permissions'), {securable}, {kind}, {permission})", INT)
+
+
 def _object_id(c: Compiler, args: list[exp.Expr], scope: Scope) -> Value:
     parts = [p.strip('[]"') for p in args[0].name.split(".")]
     schema, name = (parts[-2] if len(parts) > 1 else "dbo"), parts[-1]
@@ -1224,7 +1229,8 @@ FUNCTIONS: dict[str, Handler] = {
     "switchoffset": _switchoffset, "todatetimeoffset": _todatetimeoffset,
     "newid": lambda c, args, scope: Value("uuid()", SqlType("uniqueidentifier")),
     "hashbytes": _hashbytes, "db_name": _db_name, "serverproperty": _server_property,
-    "databasepropertyex": _database_property, "object_id": _object_id, "schema_id": _schema_id,
+    "databasepropertyex": _database_property, "has_perms_by_name": _has_perms,
+    "object_id": _object_id, "schema_id": _schema_id,
     "suser_sname": lambda c, args, scope: Value("'sa'", SYSNAME), "user_name": lambda c, args, scope: Value("'dbo'",
     SYSNAME),
 }  # fmt: skip

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -84,9 +84,9 @@ class Database:
 class Engine:
     """The databases by name, and the sessions' numbers."""
 
-    def __init__(self, clocks: Mapping[str, int]) -> None:
-        """`clocks`: by how many seconds a database's clock is ahead, where it is."""
-        self.clocks = clocks
+    def __init__(self, clocks: Mapping[str, int], permissions: Mapping[str, Sequence[str]]) -> None:
+        """By database: by how many seconds its clock is ahead, and what the login may do, where that is not all."""
+        self.clocks, self.permissions = clocks, permissions
         self.databases = {"master": Database("master")}
         self.lock = threading.Lock()
         self.sessions = 50
@@ -454,6 +454,10 @@ class Session:
         if plan.variables & {"ms_min_active", "ms_dbts"}:
             bound, last = self.db.min_active()
             values["ms_min_active"], values["ms_dbts"] = f"unhex('{bound:016X}')", f"unhex('{last:016X}')"
+        if "ms_permissions" in plan.variables:
+            granted = self.engine.permissions.get(self.db.name.lower())
+            listed = ", ".join("'" + one.replace("'", "''") + "'" for one in granted or ())
+            values["ms_permissions"] = "NULL" if granted is None else f"CAST([{listed}] AS VARCHAR[])"
         if "ms_identity" in plan.variables:
             values["ms_identity"] = f"currval('{self.sequence}')" if self.sequence else "NULL"
         values["ms_trancount"] = str(self.transaction.level if self.transaction else 0)

@@ -2,9 +2,11 @@
 
     EXEC sp_standin_faults N'database', N'[{"error": 1205, "containing": "retention", "after_rows": 150, "every": 3}]'
     EXEC sp_standin_clock N'database', -300
+    EXEC sp_standin_permissions N'database', N'["SELECT ON SCHEMA::retention", "SELECT ON OBJECT::shop.orders"]'
 
-The first replaces the faults of a database, the second moves its clock, by seconds. Each answers with one row: how
-often faults have struck there so far. Both belong into a batch without parameters, on a connection to any database.
+The first replaces the faults of a database, the second moves its clock, by seconds, the third says what
+HAS_PERMS_BY_NAME tells there, everything for `null`. Each answers with one row: how often faults have struck there so
+far. They belong into a batch without parameters, on a connection to any database.
 
 A fault is an object; the first of the list that strikes is the one that counts:
 - `at`: "statement" (the default) or "login"
@@ -29,7 +31,7 @@ from .sqltypes import make
 from .wire import column
 
 _COMMAND = re.compile(
-    r"\s*EXEC\s+sp_standin_(faults|clock)\s+N?'([^']*)'\s*,\s*(?:N?'(.*)'|(-?\d+))\s*;?\s*", re.S | re.I
+    r"\s*EXEC\s+sp_standin_(faults|clock|permissions)\s+N?'([^']*)'\s*,\s*(?:N?'(.*)'|(-?\d+))\s*;?\s*", re.S | re.I
 )
 _ERRORS = {
     1205: (
@@ -83,6 +85,7 @@ class Faults:
         self._by_database: dict[str, list[Fault]] = {}
         self._struck: dict[str, int] = {}
         self.clocks: dict[str, int] = {}
+        self.permissions: dict[str, list[str]] = {}
 
     def find(self, database: str, at: str, text: str = "") -> Fault | None:
         """The fault that a login or a statement meets, if any."""
@@ -94,7 +97,7 @@ class Faults:
         return None
 
     def command(self, text: str) -> Iterator[Outcome] | None:
-        """Runs a batch that is one of the two commands. None for every other. Raises SqlError for a bad one."""
+        """Runs a batch that is one of these commands. None for every other. Raises SqlError for a bad one."""
         if (match := _COMMAND.fullmatch(text)) is None:
             return None
         what, database, faults, seconds = match[1].lower(), match[2].lower(), match[3], match[4]
@@ -102,8 +105,12 @@ class Faults:
             with self._lock:
                 if what == "faults":
                     self._by_database[database] = [Fault(**one) for one in json.loads(faults.replace("''", "'"))]
-                else:
+                elif what == "clock":
                     self.clocks[database] = int(seconds)
+                elif (granted := json.loads(faults.replace("''", "'"))) is None:
+                    self.permissions.pop(database, None)
+                else:
+                    self.permissions[database] = [str(one).lower() for one in granted]
         except (TypeError, ValueError, AttributeError) as error:
             raise SqlError(102, f"Incorrect syntax of sp_standin_{what}: {error}") from None
         return iter([_one_row(self._struck.get(database, 0))])

@@ -31,7 +31,7 @@ class Server:
 
     def __init__(self, password: str, port: int = 0) -> None:
         self.faults = Faults()
-        self.engine, self.password = Engine(self.faults.clocks), password
+        self.engine, self.password = Engine(self.faults.clocks, self.faults.permissions), password
         self.socket = socket.create_server(("127.0.0.1", port), backlog=128)
         self.port: int = self.socket.getsockname()[1]
 

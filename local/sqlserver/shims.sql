@@ -60,6 +60,11 @@ CREATE MACRO ms.bit_text(s) AS CASE lower(trim(s)) WHEN 'true' THEN true WHEN 'f
 CREATE MACRO ms.guid_text(s) AS CASE WHEN TRY_CAST(s[:36] AS UUID) IS NULL AND s IS NOT NULL
     THEN error('[[8169]]Conversion failed when converting from a character string to uniqueidentifier.') ELSE CAST(s[:36] AS UUID) END;
 CREATE MACRO ms.char_index(needle, s, start) AS CASE WHEN strpos(lower(s[start:]), lower(needle)) = 0 THEN 0 ELSE strpos(lower(s[start:]), lower(needle)) + start - 1 END;
+CREATE MACRO ms.has_perms(granted, securable, kind, permission) AS CAST(CASE WHEN granted IS NULL
+    OR list_contains(granted, 'control on database') OR list_contains(granted, lower(permission) || ' on database')
+    OR list_contains(granted, lower(permission || ' on ' || kind || '::' || translate(securable, '[]', '')))
+    OR (upper(kind) = 'OBJECT' AND list_contains(granted, lower(permission || ' on schema::' || split_part(translate(securable, '[]', ''), '.', 1))))
+    THEN 1 ELSE 0 END AS INTEGER);
 
 CREATE MACRO ms.size(type, length) AS CASE WHEN type IN ('ntext', 'nchar', 'nvarchar', 'text', 'char', 'varchar', 'binary', 'varbinary',
     'image', 'xml') THEN CASE type WHEN 'text' THEN 2147483647 WHEN 'image' THEN 2147483647 WHEN 'ntext' THEN 1073741823 ELSE length END END;
