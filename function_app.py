@@ -174,3 +174,12 @@ def replay(req: func.HttpRequest) -> func.HttpResponse:
     from shared import http
 
     return http.replay_dead_letters(req)
+
+
+@app.function_name("status")
+@app.route("status", methods=["GET"], auth_level=func.AuthLevel.FUNCTION)
+def status(req: func.HttpRequest) -> func.HttpResponse:
+    """Show how everything is."""
+    from shared import http
+
+    return http.status(req)

@@ -29,6 +29,7 @@ FUNCTIONS = {
     "report": (function_app.report, None),
     "pause": (function_app.pause, None),
     "resume": (function_app.resume, None),
+    "status": (function_app.status, None),
 }
 INJECTIONS = (
     "orders'; DROP TABLE shop.orders; --",
@@ -116,7 +117,9 @@ def test_whatever_is_asked_is_answered_with_one_message_and_changes_nothing(live
     assert live.workspace.stats()["operations"] == 6
 
 
-@pytest.mark.parametrize("name", sorted(FUNCTIONS.keys() - {"go_live", "qa", "pause", "resume"}))  # these have no name
+@pytest.mark.parametrize(
+    "name", sorted(FUNCTIONS.keys() - {"go_live", "qa", "pause", "resume", "status"})
+)  # these have no name
 @pytest.mark.parametrize("text", INJECTIONS)
 def test_a_name_from_outside_reaches_neither_sql_server_nor_a_blob(live, name, text):
     before = set(live.blobs(""))
