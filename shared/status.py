@@ -48,6 +48,10 @@ _COUNTS = (
     "rows", "operations", "accepted", "rejected", "already_sent", "recognised", "held", "dead_letters", "requests",
     "throttled", "withheld", "held_back_minutes", "stop",
 )  # fmt: skip
+_SEGMENT = (
+    "name", "segment", "title", "state", "sql", "customerio", "difference", "within", "compared", "missing", "surplus",
+    "message",
+)  # fmt: skip
 
 Level = Literal["ok", "warning", "failed"]
 _T = TypeVar("_T")
@@ -95,7 +99,7 @@ def gather(state: State, settings: Settings) -> dict[str, Any]:
     if not any(one["state"] in ("live", "first pass", "going live", "paused", "unknown") for one in told["syncs"]):
         look.note("warning", "all syncs", "none is live, so nothing is sent by timers: POST /api/go-live plans it.")
     told["findings"] = look.part("findings", _findings, look, state) or []
-    told["reconciliation"] = look.part("reconciliation", reconcile.last, state)
+    told["reconciliation"] = look.part("reconciliation", _reconciliation, state)
     told["runs"] = look.part("runs", _runs, look, state) or []
     if look.late:
         look.note(
@@ -111,7 +115,14 @@ def page(told: dict[str, Any]) -> func.HttpResponse:
     """The same as a page."""
     first = date.fromisoformat(told["at"][:10]) - timedelta(days=DAYS - 1)
     days = [(first + timedelta(days=number)).isoformat() for number in range(DAYS)]
-    return pages.render("status.html", told=told, days=days, ago=lambda at: _ago(at, told["at"]), span=_span)
+    return pages.render(
+        "status.html",
+        told=told,
+        days=days,
+        sums=lambda events: [sum(counts) for counts in zip(*events.values(), strict=True)],
+        ago=lambda at: _ago(at, told["at"]),
+        span=_span,
+    )
 
 
 # --- syncs ------------------------------------------------------------------------------------------------------------
@@ -216,6 +227,17 @@ def _findings(look: _Look, state: State) -> list[dict[str, Any]]:
             look.note("warning", noted.check, f"has found {len(noted.findings)} things to look at, see findings.")
         told.append({"check": noted.check, "at": noted.at, "findings": [one.told() for one in noted.findings]})
     return told
+
+
+def _reconciliation(state: State) -> dict[str, Any] | None:
+    last = reconcile.last(state)
+    try:
+        return last and {
+            "at": last["at"],
+            "segments": [{name: one[name] for name in _SEGMENT} for one in last["segments"]],
+        }
+    except (KeyError, TypeError):
+        raise StateFault("reconciliation.json is damaged. Delete that blob: the next one writes it anew.") from None
 
 
 def _runs(look: _Look, state: State) -> list[dict[str, Any]]:
