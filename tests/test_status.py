@@ -67,8 +67,8 @@ def add_events(shop: Deployment, sync: str, name: str, every: int) -> None:
     )
 
 
-def seed(shop: Deployment, worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A deployment in which something of everything is to be seen."""
+def fill(shop: Deployment) -> None:
+    """Five syncs that are live, and an order that cannot be sent."""
     add_customers(shop.sql, range(300))
     add_orders(shop.sql, range(1, 401), 300)
     shop.sql.execute("INSERT INTO shop.orders (order_id, paid_at, total) VALUES (987654321, '2026-01-01', 1)")
@@ -77,6 +77,10 @@ def seed(shop: Deployment, worker: Worker, monkeypatch: pytest.MonkeyPatch) -> N
     add_events(shop, "carts", "Cart Abandoned", 5)
     for sync in ("customers", "orders", "refunds", "subscriptions", "carts"):
         shop.run(sync, FIRST_PASS="all")
+
+
+def trouble(shop: Deployment, worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Something of everything that can be seen, and a resync under way."""
     shop.sql.execute("DROP VIEW retention.carts")
     with pytest.raises(ViewFault):
         shop.run("carts")
@@ -157,7 +161,8 @@ def volume() -> dict[str, dict[str, dict[str, int]]]:
 
 @pytest.fixture
 def seeded(shop: Deployment, worker: Worker, monkeypatch: pytest.MonkeyPatch) -> Deployment:
-    seed(shop, worker, monkeypatch)
+    fill(shop)
+    trouble(shop, worker, monkeypatch)
     return shop
 
 
