@@ -90,7 +90,11 @@ def gather(state: State, settings: Settings) -> dict[str, Any]:
     look.part("state", state.create)
     stops = look.part("pauses", Pause(state).stops) or {}
     for name, stop in stops.items():
-        look.note("warning", "all syncs" if name == ALL else name, f"paused since {stop.since}: {stop.reason}")
+        look.note(
+            "warning",
+            "all syncs" if name == ALL else name,
+            f"paused since {stop.since[:16].replace('T', ' ')} UTC: {stop.reason}",
+        )
     told["paused"] = {name: stop._asdict() for name, stop in stops.items()}
     history = look.part("volume", volume.history, state) or {}
     told["syncs"] = [_sync(look, state, settings, sync, stops, now) for sync in CATALOGUE]
@@ -153,7 +157,7 @@ def _sync(
     letters = DeadLetters(state.container, sync, "", settings.dead_letter_days)
     told["dead_letters"] = dead = look.part(sync.name, _dead_letters, letters)
     if dead and dead["total"]:
-        look.note("warning", sync.name, f"has dead letters: {dead['total']:,}.")
+        look.note("warning", sync.name, f"dead letters: {dead['total']:,}")
     return told
 
 
@@ -224,7 +228,7 @@ def _findings(look: _Look, state: State) -> list[dict[str, Any]]:
     told = []
     for noted in findings.everything(state):
         if noted.findings:
-            look.note("warning", noted.check, f"has found {len(noted.findings)} things to look at, see findings.")
+            look.note("warning", noted.check, f"findings: {len(noted.findings)}")
         told.append({"check": noted.check, "at": noted.at, "findings": [one.told() for one in noted.findings]})
     return told
 
@@ -284,11 +288,14 @@ def _statuses(runs: Runs, run: str) -> Sequence[Status]:
 
 def _ago(at: str, now: str) -> str:
     then = datetime.fromisoformat(at)
-    return _span((datetime.fromisoformat(now) - then.replace(tzinfo=then.tzinfo or UTC)).total_seconds()) + " ago"
+    passed = datetime.fromisoformat(now) - then.replace(tzinfo=then.tzinfo or UTC)
+    return f"{_span(round(passed.total_seconds()))} ago"
 
 
 def _span(seconds: float) -> str:
-    """A length of time in one unit: 48 s, 12 min, 30 h, 3 days."""
+    """A length of time in one unit: 0.3 s, 48 s, 12 min, 30 h, 3 days."""
+    if seconds < 10 and seconds % 1:
+        return f"{seconds:.1f} s"
     for unit, size, most in (("s", 1, 100), ("min", 60, 100), ("h", 3600, 48)):
         if seconds < most * size:
             return f"{max(0, seconds) / size:.0f} {unit}"

@@ -191,14 +191,18 @@ def test_the_keyboard_reaches_every_link_and_every_table_and_one_sees_where_it_i
 
 def test_pictures_are_taken_of_the_pages(site, browser):
     PICTURES.mkdir(exist_ok=True)
-    for picture, name, size, scheme in (
-        ("status", "status", DESKTOP, "light"),
-        ("status-dark", "status", DESKTOP, "dark"),
-        ("status-phone", "status", PHONE, "light"),
-        ("qa", "report", DESKTOP, "light"),
+    for picture, name, size, scheme, part in (
+        ("status", "status", DESKTOP, "light", (None, "#runs")),
+        ("status-checks", "status", DESKTOP, "light", ("#runs", None)),
+        ("status-dark", "status", DESKTOP, "dark", (None, "#runs")),
+        ("status-phone", "status", PHONE, "light", (None, "#runs")),
+        ("qa", "report", DESKTOP, "light", (None, None)),
     ):
         with opened(browser, site.pages[name], size, scheme) as view:
+            top, end = (one and view.page.locator(one).bounding_box() for one in part)
+            begin = top["y"] - 8 if top else 0
+            height = (end["y"] - 8 if end else view.page.evaluate("document.documentElement.scrollHeight")) - begin
+            clip = {"x": 0, "y": begin, "width": size[0], "height": min(height, 1500)}
             path = PICTURES / f"{picture}.png"
-            most = {"x": 0, "y": 0, "width": size[0], "height": 1500}
-            view.page.screenshot(path=path, full_page=True, clip=most if size == PHONE else None)  # type: ignore[arg-type]
+            view.page.screenshot(path=path, full_page=True, clip=clip)  # type: ignore[arg-type]
             assert 10_000 < path.stat().st_size < 200_000, picture

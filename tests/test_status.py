@@ -5,6 +5,7 @@ import re
 import time
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import azure.functions as func
@@ -141,7 +142,7 @@ def volume() -> dict[str, dict[str, dict[str, int]]]:
         counts = {}
         for ago in range(60):
             day = today - timedelta(days=ago)
-            share = (0.6 if day.weekday() > 4 else 1.0) + (day.toordinal() * 7919 % 23) / 100
+            share = (0.6 if day.weekday() > 4 else 1.0) + (day.toordinal() * usual * 7919 % 31) / 100
             counts[day.isoformat()] = int(usual * (share if ago else share / 3) * (0.15 if ago == 9 else 1))
         return counts
 
@@ -218,6 +219,14 @@ def test_the_page_shows_what_the_json_tells(seeded):
     assert re.search(r'aria-label="orders, accepted a day from [\d-]+ to [\d-]+: [\d,]+ in all', shown)
     for text in ("VIP", "off</span>", "Customer.io is still building it.", told["runs"][0]["run"], "nothing found"):
         assert text in shown
+
+
+def test_the_docs_explain_every_state_and_what_the_json_holds(seeded):
+    text = Path("docs/status.md").read_text()
+    told = status()
+    names = [*told, *told["syncs"][0], *told["problems"][0]]
+    assert [name for name in names if f"`{name}`" not in text and name not in ("at", "paused", "sync", "state")] == []
+    assert [one["state"] for one in told["syncs"] if f"| `{one['state']}` |" not in text] == []
 
 
 def test_a_new_deployment_has_a_page_that_says_that_nothing_is_live(shop):
