@@ -218,7 +218,10 @@ def _dead_letters(letters: DeadLetters) -> dict[str, Any]:
 def _volume(events: dict[str, dict[str, int]], today: date) -> dict[str, list[int]]:
     """By event ("" where the operations have no name) what was accepted on each of the last DAYS days, today last."""
     days = [(today - timedelta(days=DAYS - 1 - number)).isoformat() for number in range(DAYS)]
-    return {name: [int(counts.get(day, 0)) for day in days] for name, counts in sorted(events.items())}
+    try:
+        return {name: [int(counts.get(day, 0)) for day in days] for name, counts in sorted(events.items())}
+    except (ValueError, TypeError, AttributeError):
+        raise StateFault("volume.json is damaged. Restore an earlier version of that blob.") from None
 
 
 # --- checks and runs --------------------------------------------------------------------------------------------------
