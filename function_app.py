@@ -246,3 +246,12 @@ def readiness(req: func.HttpRequest) -> func.HttpResponse:
     from shared import http
 
     return http.ready(req)
+
+
+@app.function_name("status")
+@app.route("status", methods=["GET"], auth_level=func.AuthLevel.FUNCTION)
+def status(req: func.HttpRequest) -> func.HttpResponse:
+    """Show how everything is."""
+    from shared import http
+
+    return http.status(req)

@@ -130,15 +130,6 @@ class Campaign:
         return {"id": self.id, "name": self.name, "event_name": self.event_name, "segments": list(self.segments)}
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """A segment; its members are final where its state is `finished`."""
-
-    id: int
-    name: str
-    state: str
-
-
 class AppApi:
     """Reads one workspace. A context manager; its methods may be called from any thread.
 

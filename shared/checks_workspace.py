@@ -11,7 +11,7 @@ from shared.checks import Look, Note, NotLookedAt, failed, number, ok, over_view
 from shared.ledger import Ledger
 from shared.mapping import SECONDS_PER_DAY, event_digest
 from shared.people import People
-from shared.qa import clashes
+from shared.qa import address_clashes
 from shared.state import Mark
 from shared.syncs import Kind
 from shared.view import EVERYTHING, View
@@ -120,7 +120,7 @@ def people_there(look: Look) -> Iterator[Note]:
     guests = 0
     for person, email in emails.items():
         look.may_begin()
-        theirs, without_id = clashes(look.app, {person: email})
+        theirs, without_id = address_clashes(look.app, {person: email})
         clashes |= theirs
         guests += without_id
     there = len(look.app.existing(emails))

@@ -12,6 +12,7 @@ import azure.functions as func
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from shared import audit, canary, findings, pages, passes, pileup, plan, qa, readiness, reconcile, replay, work
+from shared import status as overview
 from shared.deadletters import DeadLetters
 from shared.errors import CarryOn, NotThere, TidemarkError, TryLater, WrongRequest
 from shared.pause import Pause
@@ -168,18 +169,14 @@ def qa_sync(request: func.HttpRequest) -> func.HttpResponse:
 
 
 def report(request: func.HttpRequest) -> func.HttpResponse:
-    """GET /api/runs/{run}/report: what a QA sync has found, as JSON or, with ?format=html, as a page.
+    """GET /api/runs/{run}/report: what a QA sync has found, as JSON or as a page (pages.is_wanted).
 
     It holds customers' data, for who has asked and nobody else: it is kept nowhere, and nobody is to cache it.
     """
 
     def act() -> func.HttpResponse:
         told = work.report(_run(request))
-        headers = {"Cache-Control": "no-store"}
-        if request.params.get("format") != "html":
-            return _json(200, told, headers)
-        headers["Content-Security-Policy"] = "default-src 'none'; style-src 'unsafe-inline'"
-        return func.HttpResponse(qa.page(told), headers=headers, mimetype="text/html", charset="utf-8")
+        return qa.page(told) if pages.is_wanted(request) else _json(200, told, {"Cache-Control": "no-store"})
 
     return _answer(act)
 
@@ -311,6 +308,18 @@ def reconciliation(request: func.HttpRequest) -> func.HttpResponse:
         with closing(State(settings)) as state:
             reconcile.check(state, settings, asked_for)
         return _accepted(work.ask("reconciliation", asked_for, "customers"))
+
+    return _answer(act)
+
+
+def status(request: func.HttpRequest) -> func.HttpResponse:
+    """GET /api/status: how everything is, as JSON or as a page (pages.is_wanted); 200 whatever that is."""
+
+    def act() -> func.HttpResponse:
+        settings = load()
+        with closing(State(settings)) as state:
+            told = overview.gather(state, settings)
+        return overview.page(told) if pages.is_wanted(request) else _json(200, told, {"Cache-Control": "no-store"})
 
     return _answer(act)
 

@@ -14,11 +14,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
-from html import escape
 from typing import Any
 
+import azure.functions as func
 import orjson
 
+from shared import pages
 from shared import plan as planning
 from shared.appapi import AppApi
 from shared.customerio import CustomerIo
@@ -85,7 +86,7 @@ def plan(state: State, settings: Settings, request: Mapping[str, Any]) -> Planne
         if not counted.rows:
             raise Refused(f"Nobody was picked: {view.name} has no rows, or none of these customer_ids.")
         new = sorted(emails.keys() - app.existing(emails))
-        taken, guests = clashes(app, emails)
+        taken, guests = address_clashes(app, emails)
         people = [one for one in picked if one not in taken]
         addresses = sum(email is not None for email in emails.values())
         told |= {
@@ -221,7 +222,7 @@ def _as_key(view: View, asked: str | int) -> str:
     return str(asked)
 
 
-def clashes(app: AppApi, emails: Mapping[str, str | None]) -> tuple[dict[str, str], int]:
+def address_clashes(app: AppApi, emails: Mapping[str, str | None]) -> tuple[dict[str, str], int]:
     """Of these people those whose address is another id's, {id: the other}; and how many are a profile's without id."""
     others_have, guests = {}, 0
     for person, email in emails.items():
@@ -363,63 +364,6 @@ def _found(runs: Runs, asked: Asked) -> dict[str, Any] | None:
     return noted
 
 
-_PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>QA sync {run}</title>
-<style>
- body {{ font: 15px/1.4 system-ui, sans-serif; margin: 2rem }}
- table {{ border-collapse: collapse; margin: .5rem 0 2rem }}
- th, td {{ border: 1px solid #bbb; padding: .25rem .6rem; text-align: left; vertical-align: top }}
- th {{ background: #eee }}
- td {{ max-width: 30rem; overflow-wrap: anywhere; white-space: pre-wrap }}
-</style>
-<h1>QA sync {run}</h1>
-<p>Finished {finished}; values read again {read_again}. Compared: {people} people, {attributes} attributes, {events}
-events. {not_visible} events are older than the 30 days that Customer.io's activity log is sure to show, and were not
-found there: they are not visible, which says nothing about them.</p>
-{tables}
-</html>
-"""
-
-
-def page(told: Mapping[str, Any]) -> str:
-    """A report as a page of HTML. Every value is escaped."""
-    compared = told["compared"]
-    values = ("customer_id", "attribute", "kind", "sql", "sent", "stored")
-    tables = [
-        _table("Differences", values, told["differences"]),
-        _table("Events", ("customer_id", "sync", "event", "event_id", "kind", "found"), told["events"]),
-        _table("Left alone at Customer.io", values, told["kept"]),
-        _table("Left out: the address is another id's", ("customer_id", "belongs_to"), told["left_out"]),
-        _table(
-            "Found, and settled since",
-            ("what",),
-            [{"what": " ".join(map(str, one))} for one in told["settled_since"]],
-        ),
-        _table("Kinds", ("kind", "what it is"), [{"kind": kind, "what it is": what} for kind, what in KINDS.items()]),
-    ]
-    return _PAGE.format(
-        run=escape(told["run"]),
-        finished=escape(told["finished"] or "not yet"),
-        read_again=escape(told["read_again"]),
-        people=compared["people"],
-        attributes=compared["attributes"],
-        events=compared["events"],
-        not_visible=told["events_not_visible"],
-        tables="\n".join(tables),
-    )
-
-
-def _table(title: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
-    if not rows:
-        return f"<h2>{escape(title)}</h2><p>None.</p>"
-    head = "".join(f"<th>{escape(name)}</th>" for name in columns)
-    body = "\n".join(f"<tr>{''.join(f'<td>{_cell(name, row[name])}</td>' for name in columns)}</tr>" for row in rows)
-    return f"<h2>{escape(title)} ({len(rows)})</h2><table><tr>{head}</tr>\n{body}</table>"
-
-
-def _cell(name: str, value: Any) -> str:
-    """A value, escaped. What was in SQL Server and what was sent is written as in JSON: "7" is a text, 7 a number."""
-    if value is None:
-        return "NULL" if name in ("sql", "sent") else ""
-    plain = isinstance(value, str) and name not in ("sql", "sent")
-    return escape(value if plain else json.dumps(value, ensure_ascii=False))
+def page(told: Mapping[str, Any]) -> func.HttpResponse:
+    """A report as a page. What was in SQL Server and what was sent is written as in JSON: "7" is a text, 7 a number."""
+    return pages.render("qa.html", told=told, exactly=lambda value: json.dumps(value, ensure_ascii=False))

@@ -310,7 +310,7 @@ class _Look:
         count = Count(self.state, self.settings, self.source, self.view, self.mark, Gate(None, None))
         rows = count.sendable(Within(people=ids))
         emails = {one.person: orjson.loads(one.payloads[0])["attributes"].get("email") for one in rows}
-        return qa.clashes(self.app, emails)[0]
+        return qa.address_clashes(self.app, emails)[0]
 
 
 def _differing(source: Source, view: SegmentView, app: AppApi, segment: int) -> _Differing:

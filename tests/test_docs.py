@@ -112,6 +112,13 @@ def test_a_doc_names_no_setting_that_does_not_exist_and_links_to_what_is_there(n
         assert (REPOSITORY / "docs" / link).exists(), link
 
 
+def test_every_picture_is_named_by_a_page_and_small():
+    pictures = {path.name: path.stat().st_size for path in (REPOSITORY / "docs/pictures").iterdir()}
+    named = {name for text in DOCS.values() for name in re.findall(r"!\[[^\]]+\]\(pictures/([^)]+)\)", text)}
+    assert named == set(pictures)
+    assert max(pictures.values()) < 200_000
+
+
 PAGES = DOCS | {"README.md": (REPOSITORY / "README.md").read_text()}
 
 

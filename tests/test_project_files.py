@@ -121,6 +121,7 @@ LITTER = [
     ".bench/results.json", ".faults/results.json",
     ".git/config", "local.settings.json", "node_modules/x/index.js", "__pycache__/function_app.cpython-313.pyc",
     "shared/__pycache__/settings.cpython-313.pyc", ".mypy_cache/x.json", ".hypothesis/x", "tests/__pycache__/x.pyc",
+    ".pictures/status.png",
 ]  # fmt: skip
 
 
