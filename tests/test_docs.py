@@ -191,7 +191,11 @@ def test_the_example_of_what_it_costs_adds_up_and_follows_from_the_schedules():
     assert many["compute of full comparisons, GB-seconds"] == 30 * 60 * 2
     assert many["blob calls"] == passes * 6
     assert many["log and metrics, GB"] == round(passes * 15 / 1e6, 3)
-    assert many["alert rules, every 5 minutes"] == len(ALERTS)
+    often, seldom = (many[f"alert rules, every {how}"] for how in ("5 minutes", "15 minutes or less often"))
+    assert often + seldom == len(ALERTS)
+    if not PENDING:
+        deployed = (REPOSITORY / "infra" / "bicep" / "alerts.bicep").read_text()
+        assert deployed.count("frequency: 'PT5M'") == often
     for _, number, price, amount in bill[:-1]:
         assert f"${float(number.replace(',', '')) * float(price[1:]):.2f}" == amount
     assert bill[-1][-1].strip("*") == f"${sum(float(amount[1:]) for *_, amount in bill[:-1]):.2f}"
