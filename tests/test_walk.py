@@ -45,6 +45,7 @@ def test_the_steps_come_in_the_only_order_in_which_they_work():
 
 
 def test_every_placeholder_is_the_newcomers_own_or_was_shown_before():
+    assert [name for name in SHOWN if f"`{name}`" not in dict(STEPS)["4"]] == []
     shown = next(at for at, (_, command) in enumerate(COMMANDS) if "az deployment group show" in command)
     for at, (_, command) in enumerate(COMMANDS):
         for name in re.findall(r"<([\w ]+)>", command):
