@@ -16,7 +16,7 @@ import pytest
 from local import cdnow, services
 from local.host.app import cron
 from local.reference import with_tables
-from shared import mapping
+from shared import mapping, state
 from shared.drift import types_of
 from shared.http import GoLive, Resync
 from shared.resync import Stage, Status
@@ -116,6 +116,10 @@ def _text(node: ast.expr) -> str:
     raise AssertionError(ast.dump(node))
 
 
+def test_who_means_the_nightly_comparison_links_to_its_page_and_not_to_the_one_about_other_products():
+    assert [name for name, text in DOCS.items() if re.search(r"\]\((\.\./)?comparison\.md", text)] == []
+
+
 NO_SETTINGS_OF_OURS = {
     "APPLICATIONINSIGHTS_CONNECTION_STRING", "PYTHON_APPLICATIONINSIGHTS_ENABLE_TELEMETRY",  # Azure's
     "AZURE_CLIENT_ID", "AZURE_TENANT_ID", "AZURE_SUBSCRIPTION_ID", "AZURE_RESOURCE_GROUP",  # GitHub's variables
@@ -133,7 +137,9 @@ def test_a_doc_names_no_setting_that_does_not_exist_and_links_to_what_is_there(n
         assert there.exists() or (PENDING and there.name in PENDING_PAGES), link
 
 
-HEADINGS = {path: re.findall(r"^#+ (.*)$", path.read_text(), re.M) for path in REPOSITORY.rglob("*.md")}
+HEADINGS = {
+    path: re.findall(r"^#+ (.*)$", path.read_text(), re.M) for path in (REPOSITORY / "README.md", *FOLDER.rglob("*.md"))
+}
 
 
 @pytest.mark.parametrize("name", sorted(DOCS))
@@ -158,7 +164,9 @@ ALERTS = (
 def test_every_alert_has_a_runbook_and_every_runbook_is_an_alerts_or_a_persons():
     others = {"README", "key-rotation", "stop-switch"}
     assert {name[len("runbooks/") : -len(".md")] for name in RUNBOOKS} == {*ALERTS, *others}
-    index = [re.findall(r"\[([\w-]+)\]", alert)[0] for alert, _ in rows(RUNBOOKS["runbooks/README.md"], "An alert's name is")]
+    index = [
+        re.findall(r"\[([\w-]+)\]", alert)[0] for alert, _ in rows(RUNBOOKS["runbooks/README.md"], "An alert's name is")
+    ]
     assert index == list(ALERTS)
     if not PENDING:
         deployed = "".join(path.read_text() for path in (REPOSITORY / "infra").rglob("*.bicep"))
@@ -175,6 +183,13 @@ def test_a_runbook_says_what_it_means_where_to_look_what_to_do_and_when_it_is_ov
 
 def test_the_house_lists_every_module_as_it_describes_itself():
     assert with_tables(DOCS["architecture.md"]) == DOCS["architecture.md"]
+
+
+def test_the_page_on_security_tells_of_every_blob():
+    there = set(re.findall(r"^    ([\w/<>.-]+) {2,}\w", state.__doc__ or "", re.M))
+    assert len(there) > 8
+    told = {name for cell, *_ in rows(DOCS["security.md"], "## What is stored") for name in quoted(cell)}
+    assert [name for name in there if not any(name.startswith(one) for one in told)] == []
 
 
 def test_the_example_of_what_it_costs_adds_up_and_follows_from_the_schedules():
