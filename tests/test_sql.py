@@ -15,7 +15,11 @@ import pyodbc
 import pytest
 
 from local import cdnow, services
+from shared.errors import StateFault
 from shared.source import _SURVEY
+from tests.conftest import Deployment
+from tests.test_passes import add_customers, add_orders, event_ids, make_tables
+from tests.test_resync import Worker, go_live
 
 SQL = Path(__file__).resolve().parent.parent / "sql"
 SCRIPTS = {path.name: re.sub(r"--.*", "", path.read_text()) for path in SQL.glob("*.sql")}
@@ -93,3 +97,34 @@ def views() -> Iterator[tuple[str, str, str]]:
 def test_every_cursor_and_event_time_of_the_reference_views_has_an_index(what, table, column):
     table = {"shop.paid_orders": "shop.orders"}.get(table, table)
     assert column in [columns.split(",")[0] for _, of, columns, _ in INDEXES if of == table], what
+
+
+def test_a_sync_gets_a_rowversion_later_by_going_live_again_and_no_event_goes_twice(deployment, monkeypatch):
+    # as docs/sql.md says
+    _deploy(deployment, monkeypatch)
+    deployment.sql.execute("ALTER TABLE shop.orders ADD row_version rowversion")
+    deployment.sql.execute("DROP VIEW retention.orders")
+    deployment.sql.execute(
+        "CREATE VIEW retention.orders AS SELECT customer_id, 'Order Placed' AS event_name, paid_at AS event_time,"
+        " order_id AS event_id, total, row_version FROM shop.orders"
+    )
+    with pytest.raises(StateFault, match="was made by updated_at"):
+        deployment.run("orders")
+    for blob in ("types.json", "syncs/orders/mark.json", "syncs/customers/mark.json"):
+        deployment.container.delete_blob(blob)
+    add_orders(deployment.sql, range(20, 25), customers=10)
+    assert go_live(Worker(deployment))["progress"]["already_sent"] == 20
+    add_orders(deployment.sql, range(25, 30), customers=10)
+    assert deployment.run("orders").accepted == 5
+    assert sorted(event_ids(deployment)) == list(range(30))
+
+
+def _deploy(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shop by `updated_at` that is live, with 20 orders sent."""
+    make_tables(deployment.sql, "updated_at")
+    for name, value in {**deployment.environment, "FIRST_PASS": "approved"}.items():
+        monkeypatch.setenv(name, value)
+    deployment.environment["FIRST_PASS"] = "approved"
+    add_customers(deployment.sql, range(10))
+    add_orders(deployment.sql, range(20), customers=10)
+    go_live(Worker(deployment))
