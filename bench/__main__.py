@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-from bench import Figure, comparison, fanout, ledger
+from bench import Figure, comparison, fanout, imports, ledger
 from local import services
 from local.faults.__main__ import house
 from local.faults.stage import House
@@ -23,6 +23,7 @@ _MEASUREMENTS: dict[str, Callable[[House], Sequence[Figure]]] = {
     "ledger": ledger.measure,
     "fanout": fanout.measure,
     "comparison": comparison.measure,
+    "imports": imports.measure,
 }
 
 

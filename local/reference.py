@@ -3,13 +3,16 @@
 A generated table stands between two comments, `<!-- NAME -->` and `<!-- /NAME -->`.
 """
 
+import ast
 from pathlib import Path
 
 from shared.settings import Settings, setting_name
 from shared.syncs import SCHEDULES
 from shared.telemetry import METRICS
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+REPOSITORY = Path(__file__).resolve().parent.parent
+README = REPOSITORY / "README.md"
+PAGES = (README, REPOSITORY / "docs" / "architecture.md")
 
 
 def settings_table() -> str:
@@ -36,14 +39,27 @@ def metrics_table() -> str:
     return "\n".join(lines)
 
 
+def modules_table() -> str:
+    """Every module of the package with the first sentence of its docstring, as a Markdown table."""
+    lines = ["| module | what it is |", "|---|---|"]
+    for path in sorted((REPOSITORY / "shared").glob("*.py")):
+        if path.stem != "__init__":
+            first = (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0].rstrip(":.")
+            lines.append(f"| [{path.stem}](../shared/{path.name}) | {first} |")
+    return "\n".join(lines)
+
+
 def with_tables(text: str) -> str:
-    """`text` with its generated tables as the code has them now."""
-    for name, table in {"settings": settings_table(), "metrics": metrics_table()}.items():
+    """`text` with those generated tables that it has as the code has them now."""
+    tables = {"settings": settings_table, "metrics": metrics_table, "modules": modules_table}
+    for name, table in tables.items():
         start, end = f"<!-- {name} -->\n", f"\n<!-- /{name} -->"
-        head, rest = text.split(start, 1)
-        text = head + start + table + end + rest.split(end, 1)[1]
+        if start in text:
+            head, rest = text.split(start, 1)
+            text = head + start + table() + end + rest.split(end, 1)[1]
     return text
 
 
 if __name__ == "__main__":
-    README.write_text(with_tables(README.read_text()))
+    for page in PAGES:
+        page.write_text(with_tables(page.read_text()))
