@@ -51,7 +51,7 @@ var defaults = {
 }
 
 var schedules = toObject(items(timers), timer => '${toUpper(timer.key)}_SCHEDULE', timer => timer.value.schedule)
-var disabled = toObject(disabledFunctions, function => 'AzureWebJobs.${function}.Disabled', function => '1')
+var disabled = toObject(disabledFunctions, one => 'AzureWebJobs.${one}.Disabled', one => '1')
 
 // No value of `settings` takes the place of one of these.
 var fixed = {

@@ -110,5 +110,4 @@ resource zoneGroups 'Microsoft.Network/privateEndpoints/privateDnsZoneGroups@202
   }
 }]
 
-// Only when names resolve within the network may the functions start, which is why the id comes by way of the links.
-output subnetId string = empty(links[0].id) || empty(zoneGroups[0].id) ? '' : '${network.id}/subnets/functions'
+output subnetId string = '${network.id}/subnets/functions'
