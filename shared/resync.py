@@ -139,7 +139,9 @@ class Runs:
         with storage_errors():
             names = [blob.name for blob in self._container.walk_blobs("runs/", delimiter="/")]
         ids = [name.split("/")[1] for name in names]
-        return [run for run in ids if self.read(run).state is Stage.RUNNING]
+        records = {run: self._document(run).read() for run in ids}
+        # old runs are deleted by the storage account, blob by blob: the record may be the first to go
+        return [run for run, text in records.items() if text and _parse(text, run).state is Stage.RUNNING]
 
     def change(self, run: str, states: Collection[Stage], **changes: Any) -> Asked:
         """Change a run that is in one of these states; returns it. Raises NotThere, and Refused in another state."""

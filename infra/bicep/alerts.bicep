@@ -1,5 +1,6 @@
 // Who is told of what, and a workbook that shows a week. A rule's name is that of its page in docs/runbooks.
-// Every query returns a row for each sync that is in trouble; with none the alert resolves itself.
+// Every query returns a row for each sync that is in trouble, without a time, or Azure would cut the rows into intervals.
+// With no row left the alert resolves itself.
 
 param location string
 param name string
@@ -47,6 +48,7 @@ customMetrics
 | summarize arg_max(timestamp, valueMax) by sync
 | join kind=inner limits on sync
 | where valueMax > minutes * 60
+| project-away timestamp
 '''
   }
   {
@@ -80,6 +82,7 @@ customMetrics
 | extend sync = tostring(customDimensions.sync)
 | summarize arg_max(timestamp, valueMax) by sync
 | where valueMax > 0
+| project-away timestamp
 '''
   }
   {
@@ -117,6 +120,7 @@ customMetrics
 | where name == "tidemark.drift" or check == "census"
 | summarize arg_max(timestamp, valueMax) by sync, name
 | where valueMax > 0
+| project-away timestamp
 '''
   }
   {
@@ -203,6 +207,7 @@ customMetrics
 | extend sync = tostring(customDimensions.sync)
 | summarize arg_max(timestamp, valueMax) by sync
 | where valueMax >= 15
+| project-away timestamp
 '''
   }
 ]
@@ -214,6 +219,7 @@ customMetrics
 | extend sync = tostring(customDimensions.sync), check = tostring(customDimensions.check)
 | summarize arg_max(timestamp, valueMax) by sync, check
 | where valueMax > 0
+| project-away timestamp
 '''
 
 resource alert 'Microsoft.Insights/scheduledQueryRules@2023-12-01' = [for rule in rules: {

@@ -100,9 +100,6 @@ resource site 'Microsoft.Web/sites@2024-04-01' = {
   name: name
   location: location
   kind: 'functionapp,linux'
-  tags: {
-    'azd-service-name': 'tidemark' // by which azd finds what it publishes to
-  }
   identity: {
     type: 'UserAssigned'
     userAssignedIdentities: {
