@@ -20,7 +20,7 @@ var sqlEndpoints = [
     zone: 'privatelink${environment().suffixes.sqlServerHostname}'
   }
 ]
-var endpoints = concat(storageEndpoints, empty(sqlServerId) ? [] : sqlEndpoints)
+var reached = concat(storageEndpoints, empty(sqlServerId) ? [] : sqlEndpoints)
 
 resource network 'Microsoft.Network/virtualNetworks@2023-11-01' = {
   name: '${name}-network'
@@ -57,12 +57,12 @@ resource network 'Microsoft.Network/virtualNetworks@2023-11-01' = {
   }
 }
 
-resource zones 'Microsoft.Network/privateDnsZones@2020-06-01' = [for one in endpoints: {
+resource zones 'Microsoft.Network/privateDnsZones@2020-06-01' = [for one in reached: {
   name: one.zone
   location: 'global'
 }]
 
-resource links 'Microsoft.Network/privateDnsZones/virtualNetworkLinks@2020-06-01' = [for (one, index) in endpoints: {
+resource links 'Microsoft.Network/privateDnsZones/virtualNetworkLinks@2020-06-01' = [for (one, index) in reached: {
   parent: zones[index]
   name: name
   location: 'global'
@@ -74,7 +74,7 @@ resource links 'Microsoft.Network/privateDnsZones/virtualNetworkLinks@2020-06-01
   }
 }]
 
-resource privateEndpoints 'Microsoft.Network/privateEndpoints@2023-11-01' = [for one in endpoints: {
+resource privateEndpoints 'Microsoft.Network/privateEndpoints@2023-11-01' = [for one in reached: {
   name: '${name}-${one.group}'
   location: location
   properties: {
@@ -95,7 +95,7 @@ resource privateEndpoints 'Microsoft.Network/privateEndpoints@2023-11-01' = [for
   }
 }]
 
-resource zoneGroups 'Microsoft.Network/privateEndpoints/privateDnsZoneGroups@2023-11-01' = [for (one, index) in endpoints: {
+resource zoneGroups 'Microsoft.Network/privateEndpoints/privateDnsZoneGroups@2023-11-01' = [for (one, index) in reached: {
   parent: privateEndpoints[index]
   name: 'default'
   properties: {
