@@ -472,7 +472,7 @@ def test_a_query_asks_for_metrics_and_dimensions_that_the_code_tells(name):
     asked = set(re.findall(r"tidemark\.\w+", query))
     assert asked and asked <= set(metrics), name
     dimensions = {"sync", *(dimension for metric in asked for dimension in metrics[metric].dimensions)}
-    assert set(re.findall(r"customDimensions\.(\w+)", query)) <= dimensions
+    assert set(re.findall(r'customDimensions(?:\.|\[")(\w+)', query)) <= dimensions
     assert query.startswith(("customMetrics", "let ", "limits")) and query.count("(") == query.count(")")
     for outcome in re.findall(r'outcome (?:==|in) \(?("\w+"(?:, "\w+")*)', query):
         for one in outcome.split(", "):
@@ -500,7 +500,7 @@ def test_every_check_has_an_alert_and_every_alert_a_check():
 
 def test_every_kind_of_stop_is_a_row_of_its_own():
     query = queries()["stopped-before-sending"]
-    assert "by sync, kind" in query
+    assert 'stop = tostring(customDimensions["kind"])' in query and "by sync, stop" in query
     stops = next(one for one in METRICS if one.name == "tidemark.stops")
     assert set(re.findall(r"`(\w+)`", stops.meaning)) == {"flood", "mass_change", "emptied"}
 

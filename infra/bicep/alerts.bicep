@@ -94,8 +94,8 @@ customMetrics
     query: '''
 let stops = customMetrics
 | where name == "tidemark.stops"
-| extend sync = tostring(customDimensions.sync), kind = tostring(customDimensions.kind)
-| summarize stopped = max(timestamp) by sync, kind;
+| extend sync = tostring(customDimensions.sync), stop = tostring(customDimensions["kind"])
+| summarize stopped = max(timestamp) by sync, stop;
 stops
 | join kind=leftouter (
     customMetrics
