@@ -336,7 +336,9 @@ def test_what_is_deleted_by_age_is_records_and_nothing_that_the_code_goes_on_fro
     assert prefixes == {"syncs/${sync}/runs/", "syncs/${sync}/dead-letters/", "runs/"}
     assert value("storage.bicep", "keptDays") == 14
     beside = read("main.bicep")["modules"]["storage"]["config"]["params"]["syncs"]["function"]["parameters"]
-    no_syncs = beside["expression"]["detail"]["expression"]["operator"]["operands"]["bool_value"]["function"]["parameters"]
+    no_syncs = beside["expression"]["detail"]["expression"]["operator"]["operands"]["bool_value"]["function"][
+        "parameters"
+    ]
     assert set(default("timers")) - set(no_syncs["container"]) == {sync.name for sync in CATALOGUE}
 
 
@@ -369,7 +371,9 @@ def test_no_setting_holds_a_secret():
     for name, one in references.items():
         choices = [one] if isinstance(one, str) else list(one["operator"]["operands"].values())[1:]
         for choice in choices:
-            assert choice in ("", "keyless") or choice.startswith("@Microsoft.KeyVault(SecretUri=${vaultSecrets}/"), name
+            assert choice in ("", "keyless") or choice.startswith("@Microsoft.KeyVault(SecretUri=${vaultSecrets}/"), (
+                name
+            )
     for file in FILES:
         assert not re.search(r"(?i)listKeys|listConnectionStrings|AccountKey|PWD=|password\s*:", text_of(file)), file
 
@@ -442,7 +446,10 @@ def rules() -> dict[str, Json]:
 
 def queries() -> dict[str, str]:
     """All queries, by the rule or the item of the workbook."""
-    found = {name: re.sub(r"\$\{findings\}", value("alerts.bicep", "findings"), one["query"]) for name, one in rules().items()}
+    found = {
+        name: re.sub(r"\$\{findings\}", value("alerts.bicep", "findings"), one["query"])
+        for name, one in rules().items()
+    }
     for item in json.loads((BICEP / "workbook.json").read_text())["items"]:
         if "query" in item["content"]:
             found[f"workbook: {item['name']}"] = item["content"]["query"]
@@ -455,9 +462,14 @@ def noted_checks() -> set[str]:
     for name, code in CODE.items():
         for node in ast.walk(ast.parse(code)):
             called = node.func if isinstance(node, ast.Call) else None
-            if isinstance(called, ast.Attribute) and (getattr(called.value, "id", ""), called.attr) == ("findings", "note"):
+            if isinstance(called, ast.Attribute) and (getattr(called.value, "id", ""), called.attr) == (
+                "findings",
+                "note",
+            ):
                 assert isinstance(node, ast.Call)
-                check = next((one.value for one in node.keywords if one.arg == "check"), node.args[1:2] and node.args[1])
+                check = next(
+                    (one.value for one in node.keywords if one.arg == "check"), node.args[1:2] and node.args[1]
+                )
                 if isinstance(check, ast.JoinedStr):
                     check = check.values[0]
                 assert isinstance(check, ast.Constant), f"{name}:{node.lineno}: which check is this?"
@@ -476,7 +488,9 @@ def test_a_query_asks_for_metrics_and_dimensions_that_the_code_tells(name):
     assert query.startswith(("customMetrics", "let ", "limits")) and query.count("(") == query.count(")")
     for outcome in re.findall(r'outcome (?:==|in) \(?("\w+"(?:, "\w+")*)', query):
         for one in outcome.split(", "):
-            assert one in CODE["run.py"] + CODE["passes.py"] + CODE["telemetry.py"] or one.strip('"') in METRICS[3].meaning
+            assert (
+                one in CODE["run.py"] + CODE["passes.py"] + CODE["telemetry.py"] or one.strip('"') in METRICS[3].meaning
+            )
     # A count has no largest value that means anything, a value no sum.
     kinds = {metrics[metric].kind for metric in asked}
     assert ("valueSum" not in query or "count" in kinds) and ("valueMax" not in query or "value" in kinds)
@@ -484,7 +498,7 @@ def test_a_query_asks_for_metrics_and_dimensions_that_the_code_tells(name):
 
 def test_every_check_has_an_alert_and_every_alert_a_check():
     asked: dict[str, set[str]] = {}
-    for name, query in queries().items():
+    for query in queries().values():
         for how, check in re.findall(r'check (==|startswith) "([\w-]+)"', query):
             asked.setdefault(check, set()).add(how)
     checks = noted_checks() | AWAITED
@@ -526,7 +540,11 @@ def test_every_alert_returns_the_sync_that_it_is_about():
     for name, query in queries().items():
         if name in RUNBOOKS:
             assert re.search(r"\bby sync\b|^limits\b", query), name
-            assert "arg_max(timestamp" not in query or query.rstrip().endswith("| project-away timestamp") or "| where check" in query
+            assert (
+                "arg_max(timestamp" not in query
+                or query.rstrip().endswith("| project-away timestamp")
+                or "| where check" in query
+            )
 
 
 def test_every_alert_has_its_page():
@@ -582,6 +600,10 @@ def test_checkov_reads_everything_and_finds_nothing_but_what_is_known():
     report = json.loads(done.stdout)
     assert report["results"]["parsing_errors"] == []  # it ends well even if it could read nothing
     assert report["summary"]["resource_count"] >= len(list(resources()))
-    scanned = {check["file_path"].lstrip("/") for kind in ("passed_checks", "failed_checks") for check in report["results"][kind]}
+    scanned = {
+        check["file_path"].lstrip("/")
+        for kind in ("passed_checks", "failed_checks")
+        for check in report["results"][kind]
+    }
     assert scanned >= {"app.bicep", "storage.bicep", "vault.bicep"}
     assert {check["check_id"] for check in report["results"]["failed_checks"]} == set(SKIPPED)
