@@ -161,7 +161,7 @@ customMetrics
     frequency: 'PT15M'
     window: 'P2D'
     text: 'The test person did not get the one message that the canary campaign owes. Customers may get none, or the same one twice. The alert ends with a canary that is well, or after two days.'
-    query: '${findings}| where check == "canary"'
+    query: '${findings}| where check startswith "canary"'
   }
   {
     name: 'poison-slices'
