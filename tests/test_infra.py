@@ -470,6 +470,7 @@ def test_a_query_asks_for_metrics_and_dimensions_that_the_code_tells(name):
     dimensions = {"sync", *(dimension for metric in asked for dimension in metrics[metric].dimensions)}
     assert set(re.findall(r'customDimensions(?:\.|\[")(\w+)', query)) <= dimensions
     assert query.startswith(("customMetrics", "let ", "limits")) and query.count("(") == query.count(")")
+    assert not re.search(r"\bkind = ", query), "a word of the query language: no column can have its name"
     for outcome in re.findall(r'outcome (?:==|in) \(?("\w+"(?:, "\w+")*)', query):
         for one in outcome.split(", "):
             assert (
