@@ -142,17 +142,18 @@ class Runs:
         """The runs whose plans are being made."""
         return [one for one in self._all() if one.state is Stage.PLANNING]
 
-    def _all(self) -> Iterator[Asked]:
-        with storage_errors():
-            names = [blob.name for blob in self._container.walk_blobs("runs/", delimiter="/")]
-        return (self.read(name.split("/")[1]) for name in names)
-
     def latest(self, kind: Kind) -> Asked | None:
         """The run of a kind that was asked for last; None where there was none."""
+        return next((one for one in self._all() if one.kind == kind), None)
+
+    def _all(self) -> Iterator[Asked]:
+        """All runs, the newest first."""
         with storage_errors():
             names = [blob.name for blob in self._container.walk_blobs("runs/", delimiter="/")]
-        runs = (self.read(name.split("/")[1]) for name in sorted(names, reverse=True))  # the ids are ULIDs
-        return next((asked for asked in runs if asked.kind == kind), None)
+        for run in sorted((name.split("/")[1] for name in names), reverse=True):  # the ids are ULIDs
+            # old runs are deleted by the storage account, blob by blob: the record may be the first to go
+            if text := self._document(run).read():
+                yield _parse(text, run)
 
     def change(self, run: str, states: Collection[Stage], **changes: Any) -> Asked:
         """Change a run that is in one of these states; returns it. Raises NotThere, and Refused in another state."""
