@@ -288,7 +288,7 @@ class _Look:
         not_made = readback.changes_not_made(self._app, self._since)
         people = self._keys(person for person, _ in not_made)
         differs: dict[Subject, str] = {}
-        for person, found in stored.compare_people(*self._parts, self._app, people).items() if people else ():
+        for person, found in stored.compare_people(*self._parts, self._app, people).items():
             as_sent = self._is_sealed(person, found.sent)
             for one in found.differences:
                 subject = (person, one.attribute)

@@ -27,7 +27,7 @@ import orjson
 from shared import comparison, findings, qa
 from shared import plan as planning
 from shared.appapi import MEMBERS, AppApi, Segment
-from shared.errors import CarryOn, Refused, ViewFault, WrongRequest
+from shared.errors import CarryOn, Refused, StateFault, ViewFault, WrongRequest
 from shared.findings import Finding
 from shared.gate import Gate
 from shared.people import People
@@ -132,10 +132,13 @@ def daily() -> None:
 def last(state: State) -> dict[str, Any] | None:
     """The latest result: `at` (ISO 8601, UTC) and `segments`, each the fields of Row. None where there is none.
 
-    Raises StateUnavailable.
+    Raises StateUnavailable, StateFault.
     """
     text = Document(state.container, _NAME).read()
-    result: dict[str, Any] | None = json.loads(text) if text else None
+    try:
+        result: dict[str, Any] | None = json.loads(text) if text else None
+    except ValueError:
+        raise StateFault(f"{_NAME} is damaged. Delete that blob: the next one writes it anew.") from None
     return result
 
 

@@ -124,6 +124,8 @@ def compare_people(
     state: State, settings: Settings, source: Source, app: AppApi, people: Sequence[str]
 ) -> dict[str, Findings]:
     """Of each of these people what differs in the attributes. One request for each 100."""
+    if not people:
+        return {}
     found = {person: Findings() for person in people}
     view = View(_CUSTOMERS, source.survey(_CUSTOMERS), settings)
     page = source.named(view, list(found))

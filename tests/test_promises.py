@@ -447,7 +447,7 @@ def test_a_further_event_sync_is_one_line_in_the_catalogue(deployment, shop, tmp
     schedules = {**SCHEDULES, "REVIEWS_SCHEDULE": "0 0 5 * * *"}
     with Host(app, {**deployment.environment, **schedules}) as host:
         timers = {name for name, each in host.functions().items() if each.kind == "timer"}
-        assert timers == {*SYNCS, "comparison", "reviews"}
+        assert timers == {*TIMERS, "reviews"}
         done = host.invoke_timer("reviews", timeout=60)
         assert done.ok, done.error
         again = host.invoke_timer("reviews", timeout=60)
@@ -1072,7 +1072,8 @@ def test_the_invocation_fails_with_one_message_that_names_the_setting(
     assert deployment.workspace.stats()["operations"] == 0
 
 
-SCHEDULES = {f"{name.upper()}_SCHEDULE": "0 */5 * * * *" for name in (*SYNCS, "comparison", "reconciliation", "night")}
+TIMERS = {*SYNCS, "comparison", "reconciliation", "night"}
+SCHEDULES = {f"{name.upper()}_SCHEDULE": "0 */5 * * * *" for name in TIMERS}
 
 
 @pytest.fixture
@@ -1082,7 +1083,7 @@ def host_app() -> Path:
 
 def test_each_sync_has_its_timer_and_its_schedule_is_a_setting(host_app, deployment, three_orders):
     with Host(host_app, {**deployment.environment, **SCHEDULES, "FIRST_PASS": "approved"}) as host:
-        assert {name for name, each in host.functions().items() if each.kind == "timer"} == {*SYNCS, "comparison"}
+        assert {name for name, each in host.functions().items() if each.kind == "timer"} == TIMERS
         for name in SYNCS:
             function = host.functions()[name]
             assert f"%{name.upper()}_SCHEDULE%" in str(function)

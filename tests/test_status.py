@@ -105,7 +105,7 @@ def trouble(shop: Deployment, worker: Worker, monkeypatch: pytest.MonkeyPatch) -
             [Finding("segment_vip", "12 people are missing.", "Ask for a repair.", 15, [str(PERSON)] * 15)],
         )
     write(shop, "reconciliation.json", reconciliation())
-    write(shop, "volume.json", volume())
+    write(shop, "volume.json", {"passes": volume(), "resyncs": {}})
     call("resync", {"all": True}, sync="customers")
     worker.work(2)  # the plan, and the first of its slices
 
@@ -344,7 +344,7 @@ def test_everything_on_the_page_is_escaped(seeded):
         note(state, "audit", [Finding(evil, evil, evil)])
     one = reconciliation()["segments"][0] | {"title": evil, "message": evil}
     write(seeded, "reconciliation.json", {"at": "2026-11-01T00:00:00+00:00", "segments": [one]})
-    write(seeded, "volume.json", {"orders": {evil: {}, "b": {}}})
+    write(seeded, "volume.json", {"passes": {"orders": {evil: {}, "b": {}}}, "resyncs": {}})
     shown = page()
     assert "<script" not in shown
     assert shown.count("&lt;script&gt;alert(1)&lt;/script&gt;&#34;&#39;&amp;") == 7
