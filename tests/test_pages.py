@@ -35,7 +35,7 @@ ARGUMENTS = (
     "--disable-background-networking", "--disable-component-update", "--disable-lcd-text", "--hide-scrollbars",
 )  # fmt: skip
 DESKTOP, PHONE = (1100, 900), (360, 740)
-PAGES = ["status", "report"]
+PAGES = ["status", "report", "readiness"]
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def site(shop: Deployment, worker: Worker, monkeypatch: pytest.MonkeyPatch) -> I
     identify(shop, "2", 4102444800, tier=" GOLD ")
     run = done(worker, {"customer_ids": [1, 2, 3]})["run"]
     trouble(shop, worker, monkeypatch)
-    with served({"/api/status": "status", f"/api/runs/{run}/report": "report"}) as site:
+    with served({"/api/status": "status", f"/api/runs/{run}/report": "report", "/api/readiness": "readiness"}) as site:
         yield site
 
 
@@ -197,6 +197,7 @@ def test_pictures_are_taken_of_the_pages(site, browser):
         ("status-dark", "status", DESKTOP, "dark", (None, "#runs")),
         ("status-phone", "status", PHONE, "light", (None, "#runs")),
         ("qa", "report", DESKTOP, "light", (None, None)),
+        ("readiness", "readiness", DESKTOP, "light", (None, "tbody tr:nth-child(12)")),
     ):
         with opened(browser, site.pages[name], size, scheme) as view:
             top, end = (one and view.page.locator(one).bounding_box() for one in part)
