@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-from bench import Figure, comparison, fanout, imports, ledger
+from bench import Figure, comparison, fanout, imports, ledger, limit
 from local import services
 from local.faults.__main__ import house
 from local.faults.stage import House
@@ -24,6 +24,7 @@ _MEASUREMENTS: dict[str, Callable[[House], Sequence[Figure]]] = {
     "fanout": fanout.measure,
     "comparison": comparison.measure,
     "imports": imports.measure,
+    "limit": limit.measure,
 }
 
 
