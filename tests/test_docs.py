@@ -205,7 +205,7 @@ def test_the_example_of_what_it_costs_adds_up_and_follows_from_the_schedules():
     assert many["executions"] == passes
     assert many["compute of passes, GB-seconds"] == passes * 2 * 2
     assert many["compute of full comparisons, GB-seconds"] == 30 * 60 * 2
-    assert many["blob calls"] == passes * 6
+    assert many["blob calls"] == passes * 7
     assert many["log and metrics, GB"] == round(passes * 15 / 1e6, 3)
     often, seldom = (many[f"alert rules, every {how}"] for how in ("5 minutes", "15 minutes or less often"))
     assert often + seldom == len(ALERTS)
