@@ -43,6 +43,8 @@ def test_the_app_is_indexed_and_uses_no_setting_that_the_example_lacks() -> None
 def test_host_json_is_what_the_queues_and_the_passes_need() -> None:
     host = read_host_json(REPOSITORY)
     assert host["functionTimeout"] == "00:30:00"
+    # with the worker's own OpenTelemetry the host would send each line of the log once more
+    assert host["telemetryMode"] == "OpenTelemetry"
     # The SDK sends plain text, and the messages are read one at a time.
     queues = host["extensions"]["queues"]
     assert (queues["messageEncoding"], queues["batchSize"], queues["newBatchThreshold"]) == ("none", 1, 0)
