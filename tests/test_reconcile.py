@@ -12,9 +12,9 @@ from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-import azure.functions as func
 import httpx
 import pytest
+from azure.functions.timer import TimerRequest
 
 import function_app
 from shared import findings, reconcile
@@ -333,7 +333,7 @@ def test_a_wrong_request_is_a_422_that_names_the_field(live, body):
 
 
 def timer() -> None:
-    function_app.reconciliation.build().get_user_function()(func.TimerRequest())  # type: ignore[abstract]
+    function_app.reconciliation.build().get_user_function()(TimerRequest())
 
 
 @pytest.mark.parametrize("name", ["SEGMENTS", "CUSTOMERIO_APP_API_KEY"])
