@@ -21,7 +21,9 @@ from tests.conftest import SYNCS, Deployment
 from tests.test_golive import add_merges, add_removals
 from tests.test_passes import add_customers, make_tables
 from tests.test_qa import identify, track
-from tests.test_resync import Worker, add_young_orders, call, call_queue, go_live, resynced
+from tests.test_resync import Worker, add_young_orders, call, call_queue, go_live, resynced, worker
+
+__all__ = ["worker"]
 
 VALUES = "CAST('2026-01-02 03:04:05' AS datetime2(0)) AS bought_at, CAST(29.90 AS decimal(9, 2)) AS ltv"
 
@@ -39,11 +41,6 @@ def shop(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> Deployment:
     for name, value in deployment.environment.items():
         monkeypatch.setenv(name, value)
     return deployment
-
-
-@pytest.fixture
-def worker(shop: Deployment) -> Worker:
-    return Worker(shop)
 
 
 def look(worker: Worker, most: int = 100) -> int:

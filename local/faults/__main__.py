@@ -72,7 +72,7 @@ def play(running: House, scenarios: Sequence[Scenario], seed: int, *, short: boo
         if short:
             verdict = scenario.run(running, seed, short=True)
         else:
-            # every ten minutes Azurite looks for garbage, for minutes where there is much, and answers nobody meanwhile
+            # which goes with all that the scenario has written: it is kept in memory
             with services.azurite(in_memory=True) as own:
                 verdict = scenario.run(replace(running, azurite=own), seed)
         state = "ok" if verdict.good else "FAILED"
